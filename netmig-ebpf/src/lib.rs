@@ -1,0 +1,2 @@
+//! netmig's eBPF programs.
+#![no_std]

@@ -1,0 +1,7 @@
+//! What a move is, without any I/O: identifiers, the two state machines, the messages between hosts, the image that
+//! travels, the plan and the report. Knows neither tokio nor nix nor aya.
+pub mod container;
+pub mod id;
+pub mod image;
+pub mod machine;
+pub mod proto;

@@ -1,0 +1,121 @@
+//! The target's machine.
+use crate::{
+    id::Epoch,
+    proto::{Answer, Question, ToSource, ToTarget, Word},
+};
+
+/// What the world tells the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A message of the source.
+    Message(ToTarget),
+    /// Hello of a source with another epoch than before: what its journal says.
+    PeerWord(Word),
+    /// The control connection broke.
+    LinkDown,
+    /// It is there again.
+    LinkUp,
+    /// The record handed out by [`Action::Persist`] is on disk.
+    Persisted(Record),
+    /// [`Action::Answer`] has its answer.
+    Answered(Box<Answer>),
+    /// [`Action::Prepare`] ended.
+    Created,
+    /// All image files and file differences that `Dumped` counted have arrived.
+    Complete,
+    /// The engine rebuilt the processes and waits (CRIU: `post-restore`).
+    EngineRebuilt,
+    /// The sockets are rebuilt behind the closed gate; microseconds since `Rebuild`.
+    SocketsRebuilt(u64),
+    /// The engine stands at its last moment and waits (CRIU: `pre-resume`).
+    EngineReady,
+    /// The gate is open, reopened and announced.
+    Opened {
+        /// Microseconds since the grant was read.
+        open_us: u64,
+        /// Rounds of announcements.
+        announced: u32,
+        /// What could not be set up.
+        warnings: Vec<String>,
+    },
+    /// The runtime says that the container runs.
+    EngineRunning,
+    /// The engine ended with an error, or without having come to its end.
+    EngineGone(String),
+    /// The step under way failed.
+    Failed(String),
+    /// [`Action::Discard`] ended; what could not be removed.
+    Discarded(Vec<String>),
+    /// A timer fired.
+    Timeout(Timer),
+    /// The operator decides: the source is fenced, release here.
+    ReleaseFenced,
+    /// The operator decides: give up here, before a release.
+    GiveUp,
+}
+
+/// Timers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Timer {
+    /// Not granted for so long that the runtime will give up soon (podman: 200 s).
+    Patience,
+    /// Link down before `Prepared` for too long.
+    Link,
+}
+
+/// What must be on disk.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Record {
+    /// A move to here exists; what it may have made is named by the driver beside it.
+    Begun(Epoch),
+    /// Everything rebuilt, nothing released.
+    Prepared,
+    /// The source's grant was read.
+    Granted,
+    /// The container lives here.
+    Released,
+    /// It does not and never will.
+    Failed(String),
+    /// The source knows the end; the record may go.
+    Closed,
+}
+
+/// What the driver is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Look at this host for the question; answer [`Event::Answered`].
+    Answer(Box<Question>),
+    /// Queue a message.
+    Send(ToSource),
+    /// Write and fsync; answer [`Event::Persisted`].
+    Persist(Record),
+    /// Make namespace, links behind a closed gate, the container's record; answer [`Event::Created`].
+    Prepare(Box<Question>),
+    /// Keep for the rebuild.
+    Store(Box<ToTarget>),
+    /// Wait for the counted files; answer [`Event::Complete`].
+    AwaitFiles {
+        /// Files.
+        files: u64,
+        /// Bytes.
+        bytes: u64,
+    },
+    /// Start the engine's restore; answers by `EngineRebuilt`.
+    Rebuild,
+    /// Rebuild sockets behind the closed gate; answer [`Event::SocketsRebuilt`].
+    RebuildSockets,
+    /// Let the engine go on to its last moment; answers by `EngineReady`.
+    EngineRelease,
+    /// Gate `pass`, announce, reopen; answer [`Event::Opened`].
+    Open,
+    /// Let the engine resume the tasks; answers by `EngineRunning`.
+    EngineResume,
+    /// Remove all that was made (the engine's processes first); answer [`Event::Discarded`].
+    Discard,
+    /// Set a timer, in ms.
+    SetTimer(Timer, u64),
+    /// Stop a timer.
+    ClearTimer(Timer),
+    /// The end; true: the container lives here.
+    Finish(bool),
+}

@@ -1,0 +1,192 @@
+//! Messages between the two agents of a move (bodies of frames on the control connection).
+use crate::{
+    container::Container,
+    id::{Epoch, MoveId},
+    image::v1::{net::Network, sock::Sockets},
+};
+use serde::{Deserialize, Serialize};
+
+/// Version of the messages in this file; another one is refused at `Hello`.
+pub const PROTOCOL: u32 = 1;
+
+/// Opens every connection and may come again at any moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL`] of the sender.
+    pub protocol: u32,
+    /// `CARGO_PKG_VERSION` of the sender, for the error text.
+    pub version: String,
+    /// Which move this connection belongs to.
+    pub mv: MoveId,
+    /// The sender's epoch of this move.
+    pub epoch: Epoch,
+    /// What the connection carries.
+    pub channel: Channel,
+    /// Highest sequence number of a message received from the other end in the sender's epoch; 0 for none.
+    pub last_seen: u64,
+    /// What the sender's journal says of the move.
+    pub word: Word,
+}
+
+/// What a connection carries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Channel {
+    /// [`Numbered`] messages, both ways.
+    Control,
+    /// Image files from source to target.
+    Bulk,
+    /// One rsync session: after the Hello both ways the bytes are rsync's own.
+    Rsync {
+        /// Arguments that the source's rsync wants to give to `rsync --server`.
+        args: Vec<String>,
+    },
+}
+
+/// The durable word of one side, read from its journal: all that may be concluded after a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Word {
+    /// No record of this move.
+    Unknown,
+    /// The move is under way and nothing irrevocable has been said.
+    Undecided,
+    /// Source: the target may release. Target: the source's grant has been read.
+    Granted,
+    /// Target: the container lives here.
+    Released,
+    /// Target: it never did and never will live here by this move.
+    FailedBeforeRelease,
+    /// Source: the container stays here.
+    Kept,
+    /// Source: the container lives at the target, and nothing of it is left here that could run.
+    Moved,
+}
+
+/// A message with its number: counted from 1 in each direction, resent after a reconnection from `last_seen` + 1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Numbered<M> {
+    /// Number of this message.
+    pub seq: u64,
+    /// Highest number received from the other end so far.
+    pub ack: u64,
+    /// The message; none for a bare acknowledgement.
+    pub body: Option<M>,
+}
+
+/// From source to target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToTarget {
+    /// Step 0: what would you say to this? Changes nothing.
+    Ask(Box<Question>),
+    /// Step 1: create namespace, links (gate closed), the container's record.
+    Prepare(Box<Question>),
+    /// Step 2: a pre-copy round ends here (files, memory where the engine has rounds).
+    Round(u32),
+    /// Step 5: the sockets, after the freeze.
+    Sockets(Box<Sockets>),
+    /// Step 5: every image file and the last file difference is on its way; the counts let the target know when it has all.
+    Dumped {
+        /// Number of image files sent on the bulk connection.
+        files: u64,
+        /// Sum of their lengths in bytes.
+        bytes: u64,
+    },
+    /// Step 7.
+    Grant(Epoch),
+    /// Before the grant: undo.
+    Abort {
+        /// What the operator should read.
+        why: String,
+    },
+    /// Step 9: everything at the source is undone or gone, the record may be closed.
+    Finish,
+}
+
+/// From target to source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToSource {
+    /// Answer to [`ToTarget::Ask`].
+    Answer(Box<Answer>),
+    /// Answer to [`ToTarget::Prepare`]: it stands, gate closed.
+    Ready,
+    /// Step 6: everything rebuilt, nothing released.
+    Prepared {
+        /// Wall time of the rebuild in microseconds, for the report.
+        rebuild_us: u64,
+    },
+    /// Step 8: it lives here.
+    Released {
+        /// Microseconds from reading the grant to the gate's opening.
+        open_us: u64,
+        /// Rounds of announcements sent.
+        announced: u32,
+        /// What could not be set up, in words.
+        warnings: Vec<String>,
+    },
+    /// It does not live here and never will by this move; all that was made has been removed, except what `left` names.
+    Failed {
+        /// Why, in words for the operator.
+        why: String,
+        /// What could not be removed.
+        left: Vec<String>,
+    },
+}
+
+/// What the source wants to move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// The container.
+    pub container: Container,
+    /// Its network.
+    pub network: Network,
+    /// The bridge (or parent device) on the source host for each link, by the link's name inside.
+    pub attach: Vec<Attach>,
+    /// The source host.
+    pub facts: HostFacts,
+    /// Bytes of memory, of files to copy: what the target needs room for.
+    pub memory_bytes: u64,
+    /// See `memory_bytes`.
+    pub file_bytes: u64,
+}
+
+/// Where a link of the container hangs on its host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// Name of the link inside the container.
+    pub link: String,
+    /// Name of the bridge or parent device on the host.
+    pub parent: String,
+}
+
+/// A host as far as a plan must compare it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// `uname -n`.
+    pub hostname: String,
+    /// `uname -m`.
+    pub arch: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// CRIU's version, e.g. `4.2.1`; none if it is not there.
+    pub criu: Option<String>,
+    /// Versions of podman, runc, crun, rsync as far as they are there: name and version.
+    pub tools: Vec<(String, String)>,
+    /// Flags line of /proc/cpuinfo, sorted.
+    pub cpu_flags: Vec<String>,
+    /// 2 where cgroup2 is the hierarchy at /sys/fs/cgroup.
+    pub cgroup: u8,
+    /// Content of /sys/kernel/security/lsm, split.
+    pub lsm: Vec<String>,
+    /// Bytes free for images and files.
+    pub free_bytes: u64,
+}
+
+/// What the target says to a [`Question`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The target host.
+    pub facts: HostFacts,
+    /// Each a reason why the move cannot start, with what to do.
+    pub objections: Vec<String>,
+    /// What will be missing at the target, without being a reason against the move.
+    pub warnings: Vec<String>,
+}

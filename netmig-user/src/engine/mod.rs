@@ -1,0 +1,1 @@
+//! What moves the processes: CRIU run by the container's own runtime, or the program itself (handoff).

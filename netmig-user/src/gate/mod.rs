@@ -1,0 +1,1 @@
+//! The gate: load, attach, pin, modes, lease, grant, counters.

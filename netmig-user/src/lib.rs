@@ -1,0 +1,10 @@
+//! netmig: moves a running container with its open connections to another host.
+//!
+//! Direction: cli -> driver -> {core, gate, sock, net, engine, wire}; gate, sock and net see neither engine nor wire nor each other;
+//! engine -> runtime. All of gate, sock, net, engine and runtime block: the driver calls them on blocking threads.
+pub mod engine;
+pub mod gate;
+pub mod net;
+pub mod runtime;
+pub mod sock;
+pub mod sys;

@@ -1,0 +1,1 @@
+//! The container's network: snapshot, creation behind a closed gate, announcement, removal.

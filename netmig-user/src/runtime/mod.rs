@@ -1,0 +1,1 @@
+//! What the container belongs to: podman, runc, crun.

@@ -1,0 +1,1 @@
+//! The container's sockets: enumeration, dump and restore.

@@ -1,0 +1,2 @@
+//! The seam to the kernel: every system call that has no safe wrapper elsewhere.
+pub mod netns;
