@@ -1,6 +1,6 @@
 //! A container as its runtime knows it, and the addresses of things inside it.
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 /// Who manages the container on its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
@@ -12,6 +12,16 @@ pub enum Manager {
     Runc,
     /// crun, called directly.
     Crun,
+}
+
+impl fmt::Display for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Podman => "podman",
+            Self::Runc => "runc",
+            Self::Crun => "crun",
+        })
+    }
 }
 
 /// What happens to a mount of the container.
@@ -28,6 +38,17 @@ pub enum MountFate {
     Refuse,
 }
 
+impl fmt::Display for MountFate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Runtime => "made by the runtime",
+            Self::Copy => "copied",
+            Self::Shared => "shared by both hosts",
+            Self::Refuse => "refused",
+        })
+    }
+}
+
 /// One mount of the container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Mount {
@@ -35,6 +56,8 @@ pub struct Mount {
     pub destination: PathBuf,
     /// Path on the host, if it has one.
     pub source: Option<PathBuf>,
+    /// Whether the source is a single file, not a directory.
+    pub file: bool,
     /// `bind`, `volume`, `tmpfs`, `proc`, ...
     pub kind: String,
     /// Name of a named volume.
@@ -57,13 +80,26 @@ pub enum Resurrector {
     AutoRemove,
 }
 
+impl fmt::Display for Resurrector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RestartPolicy(policy) => write!(f, "restart policy {policy}"),
+            Self::SystemdUnit(unit) => write!(f, "systemd unit {unit}"),
+            Self::HealthAction(action) => write!(f, "health check action {action}"),
+            Self::AutoRemove => f.write_str("--rm"),
+        }
+    }
+}
+
 /// What the target needs to make the same container known to its runtime before the processes arrive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Recipe {
     /// podman: the arguments that created it (`podman inspect`'s CreateCommand), made absolute and free of `run`-only words.
     Podman {
-        /// Arguments to `podman create`, without `podman create` itself.
+        /// Options of `podman create`; the image and [`command`](Recipe::Podman::command) follow them.
         args: Vec<String>,
+        /// What follows the image on the command line.
+        command: Vec<String>,
         /// Image id (sha256) the container was made from.
         image_id: String,
         /// Image name as the user gave it.
@@ -72,6 +108,14 @@ pub enum Recipe {
         oci_runtime: String,
         /// Networks made by netavark: name and what podman's record says of it. Empty with `--network ns:PATH`.
         networks: Vec<PodmanNetwork>,
+        /// podman's directory of the container on the source (`StaticDir`): its log lies there, and checkpoints unless told otherwise.
+        static_dir: PathBuf,
+        /// `linux.cgroupsPath` of the OCI configuration on the source: `/libpod_parent/libpod-ID`, or `machine.slice:libpod:ID`.
+        cgroups_path: Option<String>,
+        /// Directory on the source that the container sees as /dev/shm, if it is its own: neither CRIU nor a copy of the files carries it.
+        shm: Option<PathBuf>,
+        /// The container's log file on the source, where the log driver writes one (`k8s-file`, `json-file`).
+        log: Option<PathBuf>,
     },
     /// runc or crun: the bundle's config.json, as it is.
     Bundle {
@@ -97,6 +141,21 @@ pub struct PodmanNetwork {
     pub addresses: Vec<String>,
     /// MAC, `02:00:00:00:00:10`.
     pub mac: String,
+    /// Other names by which aardvark-dns knows the container, without the short id.
+    pub aliases: Vec<String>,
+}
+
+/// What the source keeps of a container that has moved away.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum SourcePolicy {
+    /// The record stays under another name and cannot start; volumes stay.
+    #[default]
+    Keep,
+    /// The record is removed; named volumes stay.
+    Remove,
 }
 
 /// A running container.

@@ -42,3 +42,12 @@ impl FromStr for MoveId {
 /// Counts the lives of a move on one host: 1 at its start, one more each time an agent takes it up again from its journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u32);
+
+/// One life of an agent with a move. The epoch alone does not tell two lives apart if the first died before its first record was on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Life {
+    /// Which life, by the journal.
+    pub epoch: Epoch,
+    /// Random, drawn when the agent takes the move up.
+    pub nonce: u64,
+}

@@ -1,7 +1,7 @@
 //! Messages between the two agents of a move (bodies of frames on the control connection).
 use crate::{
     container::Container,
-    id::{Epoch, MoveId},
+    id::{Epoch, Life, MoveId},
     image::v1::{net::Network, sock::Sockets},
 };
 use serde::{Deserialize, Serialize};
@@ -18,11 +18,13 @@ pub struct Hello {
     pub version: String,
     /// Which move this connection belongs to.
     pub mv: MoveId,
-    /// The sender's epoch of this move.
-    pub epoch: Epoch,
+    /// The sender's life with this move.
+    pub life: Life,
+    /// The receiver's life that the sender has met last: `last_seen` counts in that one and says nothing of another.
+    pub peer: Option<Life>,
     /// What the connection carries.
     pub channel: Channel,
-    /// Highest sequence number of a message received from the other end in the sender's epoch; 0 for none.
+    /// Highest sequence number of a message received from the receiver's life `peer`; 0 for none.
     pub last_seen: u64,
     /// What the sender's journal says of the move.
     pub word: Word,
@@ -51,7 +53,7 @@ pub enum Word {
     Undecided,
     /// Source: the target may release. Target: the source's grant has been read.
     Granted,
-    /// Target: the container lives here.
+    /// Target: the container lives here. Source: it has heard so, and is not clean yet.
     Released,
     /// Target: it never did and never will live here by this move.
     FailedBeforeRelease,
@@ -113,8 +115,10 @@ pub enum ToSource {
         /// Wall time of the rebuild in microseconds, for the report.
         rebuild_us: u64,
     },
-    /// Step 8: it lives here.
-    Released {
+    /// Step 8: it lives here. Sent as soon as that is durable, before the gate opens.
+    Released,
+    /// After `Released`: the gate is open and the tasks run, or what went wrong is among the warnings.
+    Opened {
         /// Microseconds from reading the grant to the gate's opening.
         open_us: u64,
         /// Rounds of announcements sent.

@@ -4,3 +4,6 @@
 //! time is started and its end comes back as an event. What must be durable is `Persist`; what depends on it comes out only after `Persisted`.
 pub mod source;
 pub mod target;
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,8 @@
-//! The source's machine.
+//! The source's machine: what it hears, what it orders, and [`Machine`] itself.
+mod machine;
+
+pub use machine::{Machine, word};
+
 use crate::{
     id::Epoch,
     proto::{Answer, Question, ToSource, ToTarget, Word},
@@ -15,6 +19,29 @@ pub struct Options {
     pub max_blackout_ms: Option<u64>,
     /// The gate's lease in ms: without an agent for so long before the grant, the gate opens by itself.
     pub lease_ms: u64,
+    /// Copies made while the container runs, at least 1.
+    pub precopy_rounds: u32,
+    /// Without a link to the target for so long before the grant, the move is given up, in ms.
+    pub link_limit_ms: u64,
+    /// Between two questions to a target that was granted and is silent, and between two attempts at a record that the disk refused, in ms.
+    pub ask_ms: u64,
+    /// How long the end waits for the target's last word (what it could not remove; how the opening went), in ms.
+    pub parting_ms: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            dry_run: false,
+            drain_limit_ms: 200,
+            max_blackout_ms: None,
+            lease_ms: 3_000,
+            precopy_rounds: 1,
+            link_limit_ms: 20_000,
+            ask_ms: 2_000,
+            parting_ms: 10_000,
+        }
+    }
 }
 
 /// A step that the driver has been told to do by an [`Action`] and has ended.
@@ -22,6 +49,8 @@ pub struct Options {
 pub enum Done {
     /// Inspected: here is the question for the target, and what the source's own plan objects.
     Inspected(Box<Question>, Vec<String>),
+    /// The plan was made of both hosts' facts; what it objects, beside what either side objected by itself.
+    Decided(Vec<String>),
     /// The gate stands at every link, mode `pass`, pinned.
     Attached,
     /// Nothing will start the container again by itself; how to re-arm is in the journal.
@@ -56,8 +85,10 @@ pub enum Event {
     Start,
     /// A step ended well.
     Done(Done),
-    /// The step under way failed; the text is for the operator.
+    /// The step under way failed; the text is for the operator. Undoing and cleaning do not fail: see `Left`.
     Failed(String),
+    /// The disk refused this record. It may be there all the same.
+    NotPersisted(Record, String),
     /// Undoing or cleaning went wrong in part; what is left, in words. The step has ended all the same.
     Left(Vec<String>),
     /// A message of the target.
@@ -70,6 +101,9 @@ pub enum Event {
     LinkUp,
     /// The record handed out by [`Action::Persist`] is on disk.
     Persisted(Record),
+    /// The engine is about to stop the tasks and waits (CRIU: `pre-dump`). An engine without this moment begins with `EngineFrozen`;
+    /// nothing is drained then.
+    EngineStarting,
     /// The engine stopped the tasks and waits (CRIU: `network-lock`).
     EngineFrozen,
     /// The engine has written everything and waits (CRIU: `post-dump`).
@@ -91,7 +125,7 @@ pub enum Timer {
     Link,
     /// `--max-blackout` since the freeze.
     Blackout,
-    /// Ask the target again for its word.
+    /// Ask the target again for its word; try a record again; the target's last word is late.
     Ask,
 }
 
@@ -121,6 +155,8 @@ pub enum Action {
     Send(ToTarget),
     /// Write and fsync; answer [`Event::Persisted`].
     Persist(Record),
+    /// Make the plan of the question and the target's answer (`plan::decide`); answer [`Done::Decided`].
+    Decide(Box<Answer>),
     /// Attach the gate in mode `pass`; answer [`Done::Attached`].
     Attach,
     /// Answer [`Done::Disarmed`].
@@ -129,11 +165,11 @@ pub enum Action {
     Precopy(u32),
     /// Mode `drain`; answer [`Done::Drained`].
     Drain,
-    /// Start the engine's dump. It answers by `EngineFrozen` and `EngineDumped`.
+    /// Start the engine's dump. It answers by `EngineStarting` (if it has that moment), `EngineFrozen` and `EngineDumped`.
     Freeze,
     /// Mode `closed`; answer [`Done::Closed`].
     Close,
-    /// Let the engine go on from `EngineFrozen`.
+    /// Let the engine go on from the moment at which it waits (`EngineStarting` or `EngineFrozen`).
     EngineGoOn,
     /// Freeze the cgroup, read the sockets; answer [`Done::Dumped`].
     DumpSockets,
@@ -141,9 +177,12 @@ pub enum Action {
     SendRest,
     /// Compare-and-set in the gate; answer [`Done::Granted`] or `Failed`.
     Grant,
-    /// Undo everything done so far, in the order deliver, gate `pass`, reopen, re-arm, thaw; answer [`Done::Undone`] (`Left` before it).
+    /// Stop the step under way, then undo everything done so far, in the order deliver, gate `pass`, reopen, re-arm, thaw; answer
+    /// [`Done::Undone`] (`Left` before it), whatever went wrong. Must be right a second time, and after a crash in the middle. A moment
+    /// that the engine presents from now on is answered by the driver: no.
     Undo,
-    /// The container lives at the target: end the engine's dump with success, remove or keep the record; answer [`Done::Cleaned`].
+    /// The container lives at the target: end the engine's dump with success, remove or keep the record; answer [`Done::Cleaned`] (`Left`
+    /// before it), whatever went wrong. Must be right a second time, and after a crash in the middle.
     Clean,
     /// Set (or set anew) a timer, in ms.
     SetTimer(Timer, u64),
@@ -151,12 +190,23 @@ pub enum Action {
     ClearTimer(Timer),
     /// Tell the client of a new phase.
     Phase(Phase),
-    /// The end; the machine takes no more events.
+    /// The end: close the connection once `link::Conversation::is_flushed`, or after a limit. Later messages may still be handed to the
+    /// machine, which answers those that would leave the target waiting.
     Finish(Outcome),
 }
 
 /// Phases for progress and report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Looking and asking.
@@ -167,7 +217,7 @@ pub enum Phase {
     Precopy,
     /// Windows to zero.
     Drain,
-    /// Tasks stopped.
+    /// Being stopped.
     Freeze,
     /// Engine writes, sockets are read.
     Dump,
@@ -183,6 +233,25 @@ pub enum Phase {
     Announce,
     /// The source clears up, or the move is undone.
     Clean,
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Plan => "plan",
+            Self::Attach => "attach",
+            Self::Precopy => "precopy",
+            Self::Drain => "drain",
+            Self::Freeze => "freeze",
+            Self::Dump => "dump",
+            Self::Transfer => "transfer",
+            Self::Rebuild => "rebuild",
+            Self::Grant => "grant",
+            Self::Open => "open",
+            Self::Announce => "announce",
+            Self::Clean => "clean",
+        })
+    }
 }
 
 /// How a move ended.

@@ -1,8 +1,34 @@
-//! The target's machine.
+//! The target's machine: what it hears, what it orders, and [`Machine`] itself.
+mod machine;
+
+pub use machine::{Machine, word};
+
 use crate::{
     id::Epoch,
     proto::{Answer, Question, ToSource, ToTarget, Word},
 };
+
+/// Options of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// From the start of the engine's restore to its release at most so long, in ms: podman kills a restore after 240 s. Giving up before
+    /// the release is always safe, for the source takes the container back on that word.
+    pub patience_ms: u64,
+    /// Without a link before `Prepared` for so long, give up, in ms.
+    pub link_limit_ms: u64,
+    /// Between two attempts at a record that the disk refused, in ms.
+    pub retry_ms: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            patience_ms: 200_000,
+            link_limit_ms: 60_000,
+            retry_ms: 1_000,
+        }
+    }
+}
 
 /// What the world tells the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +43,8 @@ pub enum Event {
     LinkUp,
     /// The record handed out by [`Action::Persist`] is on disk.
     Persisted(Record),
+    /// The disk refused this record. It may be there all the same.
+    NotPersisted(Record, String),
     /// [`Action::Answer`] has its answer.
     Answered(Box<Answer>),
     /// [`Action::Prepare`] ended.
@@ -29,7 +57,7 @@ pub enum Event {
     SocketsRebuilt(u64),
     /// The engine stands at its last moment and waits (CRIU: `pre-resume`).
     EngineReady,
-    /// The gate is open, reopened and announced.
+    /// The gate is open, the peers' windows are reopened and the first announcement is out; further rounds need not be waited for.
     Opened {
         /// Microseconds since the grant was read.
         open_us: u64,
@@ -44,7 +72,7 @@ pub enum Event {
     EngineGone(String),
     /// The step under way failed.
     Failed(String),
-    /// [`Action::Discard`] ended; what could not be removed.
+    /// [`Action::Discard`] ended; what could not be removed. Never while a process of the container could still run here.
     Discarded(Vec<String>),
     /// A timer fired.
     Timeout(Timer),
@@ -57,10 +85,12 @@ pub enum Event {
 /// Timers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Timer {
-    /// Not granted for so long that the runtime will give up soon (podman: 200 s).
+    /// Not released for so long that the runtime will give up soon (podman: 200 s); after the release: the engine's end was not seen.
     Patience,
     /// Link down before `Prepared` for too long.
     Link,
+    /// Try a record again.
+    Retry,
 }
 
 /// What must be on disk.
@@ -91,7 +121,7 @@ pub enum Action {
     Persist(Record),
     /// Make namespace, links behind a closed gate, the container's record; answer [`Event::Created`].
     Prepare(Box<Question>),
-    /// Keep for the rebuild.
+    /// Keep the sockets for the rebuild.
     Store(Box<ToTarget>),
     /// Wait for the counted files; answer [`Event::Complete`].
     AwaitFiles {
@@ -106,16 +136,17 @@ pub enum Action {
     RebuildSockets,
     /// Let the engine go on to its last moment; answers by `EngineReady`.
     EngineRelease,
-    /// Gate `pass`, announce, reopen; answer [`Event::Opened`].
+    /// Gate `pass`, announce, reopen; answer [`Event::Opened`] or `Failed`. May come again.
     Open,
     /// Let the engine resume the tasks; answers by `EngineRunning`.
     EngineResume,
-    /// Remove all that was made (the engine's processes first); answer [`Event::Discarded`].
+    /// Stop the step under way, then remove all that was made (the engine's processes first); answer [`Event::Discarded`]. Must be right a
+    /// second time, and after a crash in the middle. A moment that the engine presents from now on is answered by the driver: no.
     Discard,
     /// Set a timer, in ms.
     SetTimer(Timer, u64),
     /// Stop a timer.
     ClearTimer(Timer),
-    /// The end; true: the container lives here.
+    /// The end; true: the container lives here. Close the connection once `link::Conversation::is_flushed`, or after a limit.
     Finish(bool),
 }

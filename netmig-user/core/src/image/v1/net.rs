@@ -1,6 +1,477 @@
-//! The container's network: links, addresses, routes, sysctls.
-use serde::{Deserialize, Serialize};
+//! The container's network: links, addresses, routes, rules, neighbours, sysctls.
+//!
+//! Numbers that rtnetlink defines (flags, scopes, protocols, tables, types) are kept as the kernel's own values; what names another
+//! object of the same namespace (a link) names it by its name, so that nothing depends on an index of one host.
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use std::{fmt, net::IpAddr, str::FromStr};
 
-/// The network of one namespace.
+/// The network of one namespace. Two dumps of equal namespaces are equal, except for what counts down ([`Network::timeless`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Network {}
+pub struct Network {
+    /// Links by index, `lo` first.
+    pub links: Vec<Link>,
+    /// Addresses, link by link, in the kernel's order within a link: which one is primary, and which is chosen as source, depends on it.
+    pub addresses: Vec<Address>,
+    /// Routes of all tables, sorted, without those of the local table that the kernel makes for each address.
+    pub routes: Vec<Route>,
+    /// All policy rules, the three default ones too: a container may have removed them. In the kernel's order.
+    pub rules: Vec<Rule>,
+    /// Permanent neighbours and proxy entries, sorted.
+    pub neighbours: Vec<Neighbour>,
+    /// Sysctls under net/ that differ from a fresh namespace's, or that a fresh namespace takes from its host; sorted by path.
+    pub sysctls: Vec<Sysctl>,
+    /// What the dump has seen and cannot carry, in words for the report. Each names its object.
+    pub not_carried: Vec<String>,
+}
+
+impl Network {
+    /// The same network without the lifetimes that count down: two dumps at different moments compare equal.
+    pub fn timeless(mut self) -> Self {
+        for address in &mut self.addresses {
+            address.valid = address.valid.map(|_| 0);
+            address.preferred = address.preferred.map(|_| 0);
+        }
+        for route in &mut self.routes {
+            route.expires = route.expires.map(|_| 0);
+        }
+        self
+    }
+
+    /// The link of that name.
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|l| l.name == name)
+    }
+
+    /// The addresses of one link.
+    pub fn addresses_of<'a>(&'a self, link: &'a str) -> impl Iterator<Item = &'a Address> {
+        self.addresses.iter().filter(move |a| a.link == link)
+    }
+}
+
+/// An Ethernet address; as text `02:00:00:00:00:10`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text that is not an Ethernet address.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is not a MAC: six pairs of hex digits with colons are expected")]
+pub struct BadMac(pub String);
+
+impl FromStr for Mac {
+    type Err = BadMac;
+
+    fn from_str(s: &str) -> Result<Self, BadMac> {
+        let bad = || BadMac(s.to_owned());
+        let mut mac = [0; 6];
+        let mut parts = s.split(':');
+        for byte in &mut mac {
+            let part = parts
+                .next()
+                .filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))
+                .ok_or_else(bad)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+        }
+        if parts.next().is_some() {
+            Err(bad())
+        } else {
+            Ok(Self(mac))
+        }
+    }
+}
+
+impl Serialize for Mac {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.collect_str(self)
+        } else {
+            self.0.serialize(serializer)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Mac {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if deserializer.is_human_readable() {
+            String::deserialize(deserializer)?
+                .parse()
+                .map_err(D::Error::custom)
+        } else {
+            Deserialize::deserialize(deserializer).map(Self)
+        }
+    }
+}
+
+/// An address and the number of its leading bits that count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Prefix {
+    /// Address.
+    pub address: IpAddr,
+    /// Bits.
+    pub len: u8,
+}
+
+impl Prefix {
+    /// Whether `address` lies in it.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let leading = |a: u128, b: u128, width: u32| {
+            let shift = width.saturating_sub(u32::from(self.len));
+            shift >= width || (a ^ b) >> shift == 0
+        };
+        match (self.address, address) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => leading(a.to_bits().into(), b.to_bits().into(), 32),
+            (IpAddr::V6(a), IpAddr::V6(b)) => leading(a.to_bits(), b.to_bits(), 128),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.len)
+    }
+}
+
+/// IPv4 or IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// AF_INET.
+    Inet,
+    /// AF_INET6.
+    Inet6,
+}
+
+/// What kind of device a link is, as seen from inside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkKind {
+    /// `lo`.
+    Loopback,
+    /// One end of a pair; the other is on the host.
+    Veth,
+    /// On a parent device of the host.
+    Macvlan {
+        /// MACVLAN_MODE_*: 4 is bridge.
+        mode: u32,
+        /// MACVLAN_FLAG_*.
+        flags: u16,
+    },
+    /// On a parent device of the host, with the parent's own MAC.
+    Ipvlan {
+        /// IPVLAN_MODE_*.
+        mode: u16,
+        /// IPVLAN_F_*.
+        flags: u16,
+    },
+    /// A device without another end.
+    Dummy,
+    /// Anything else: rtnetlink's kind, `physical` where it has none.
+    Other(String),
+}
+
+impl fmt::Display for LinkKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Loopback => "loopback",
+            Self::Veth => "veth",
+            Self::Macvlan { .. } => "macvlan",
+            Self::Ipvlan { .. } => "ipvlan",
+            Self::Dummy => "dummy",
+            Self::Other(kind) => kind,
+        })
+    }
+}
+
+/// One link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Name inside the namespace.
+    pub name: String,
+    /// Index inside the namespace: programs hold it, as the scope of a link-local address for one.
+    pub index: u32,
+    /// Kind of device.
+    pub kind: LinkKind,
+    /// MAC, if the device has one of six bytes.
+    pub mac: Option<Mac>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// The IFF_* flags that an administrator sets (IFF_UP, IFF_NOARP, IFF_PROMISC, IFF_ALLMULTI, IFF_MULTICAST, ...).
+    pub flags: u32,
+    /// Length of the transmit queue in packets.
+    pub txqueuelen: u32,
+    /// Interface group.
+    pub group: u32,
+    /// Largest GSO packet in bytes, if it was lowered or raised from the kernel's 65536.
+    pub gso_max_size: Option<u32>,
+    /// Most segments of a GSO packet, if changed from the kernel's 65535.
+    pub gso_max_segs: Option<u32>,
+    /// ifalias.
+    pub alias: Option<String>,
+    /// Alternative names, sorted.
+    pub altnames: Vec<String>,
+    /// IN6_ADDR_GEN_MODE_* of the link; none without IPv6.
+    pub addr_gen_mode: Option<u8>,
+}
+
+/// `IFF_UP`.
+pub const IFF_UP: u32 = 1;
+
+impl Link {
+    /// Whether it is administratively up.
+    pub fn is_up(&self) -> bool {
+        self.flags & IFF_UP != 0
+    }
+}
+
+/// One address of a link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// Name of the link.
+    pub link: String,
+    /// The link's own address and its netmask.
+    pub local: Prefix,
+    /// The other end's address, on a point-to-point address.
+    pub peer: Option<IpAddr>,
+    /// IPv4 broadcast address.
+    pub broadcast: Option<IpAddr>,
+    /// IPv4 label, if it is not the link's name.
+    pub label: Option<String>,
+    /// RT_SCOPE_*.
+    pub scope: u8,
+    /// The IFA_F_* flags that can be given to the kernel (nodad, noprefixroute, mngtmpaddr, home, autojoin).
+    pub flags: u32,
+    /// Seconds that it stays valid; none: for ever.
+    pub valid: Option<u32>,
+    /// Seconds until it is deprecated; none: never.
+    pub preferred: Option<u32>,
+    /// Metric of its prefix route, if set.
+    pub metric: Option<u32>,
+    /// IFAPROT_*: who made it.
+    pub protocol: u8,
+}
+
+/// One route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// IPv4 or IPv6.
+    pub family: Family,
+    /// Table.
+    pub table: u32,
+    /// RTN_*: unicast, blackhole, ...
+    pub kind: u8,
+    /// Destination; length 0 is the default route.
+    pub destination: Prefix,
+    /// Source prefix (IPv6 only).
+    pub source: Option<Prefix>,
+    /// TOS it applies to; 0: any.
+    pub tos: u8,
+    /// RT_SCOPE_* (IPv4).
+    pub scope: u8,
+    /// RTPROT_*: who made it.
+    pub protocol: u8,
+    /// Metric.
+    pub priority: Option<u32>,
+    /// Preferred source address.
+    pub prefsrc: Option<IpAddr>,
+    /// ICMPV6_ROUTER_PREF_* (IPv6).
+    pub preference: Option<u8>,
+    /// Seconds until it goes; none: never.
+    pub expires: Option<u32>,
+    /// RTAX_* by number.
+    pub metrics: Vec<Metric>,
+    /// Where it leads: none for a blackhole, several for multipath.
+    pub next_hops: Vec<NextHop>,
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.destination)?;
+        for hop in &self.next_hops {
+            if let Some(gateway) = hop.gateway {
+                write!(f, " via {gateway}")?;
+            }
+            if let Some(link) = &hop.link {
+                write!(f, " dev {link}")?;
+            }
+        }
+        write!(f, " table {}", self.table)
+    }
+}
+
+/// A route's metric (RTAX_*).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metric {
+    /// RTAX_* number.
+    pub kind: u16,
+    /// Its bytes as the kernel takes them: a number in the host's order, or the name of a congestion control.
+    pub value: MetricValue,
+}
+
+/// Value of a [`Metric`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MetricValue {
+    /// Everything but RTAX_CC_ALGO.
+    Number(u32),
+    /// RTAX_CC_ALGO.
+    Text(String),
+}
+
+/// One way that a route leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextHop {
+    /// Name of the link.
+    pub link: Option<String>,
+    /// Gateway; may be of the other family (RTA_VIA).
+    pub gateway: Option<IpAddr>,
+    /// Weight of a multipath route minus one, as rtnh_hops.
+    pub hops: u8,
+    /// RTNH_F_ONLINK: the gateway is on the link even if no address says so.
+    pub onlink: bool,
+    /// IPv4 realm.
+    pub realm: Option<u32>,
+}
+
+/// One policy rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// IPv4 or IPv6.
+    pub family: Family,
+    /// Lower is asked first.
+    pub priority: u32,
+    /// FR_ACT_*.
+    pub action: u8,
+    /// Table of FR_ACT_TO_TBL.
+    pub table: u32,
+    /// Matches what does not match.
+    pub invert: bool,
+    /// Source.
+    pub source: Option<Prefix>,
+    /// Destination.
+    pub destination: Option<Prefix>,
+    /// TOS; 0: any.
+    pub tos: u8,
+    /// Incoming link, by name: it need not exist.
+    pub iif: Option<String>,
+    /// Outgoing link.
+    pub oif: Option<String>,
+    /// Mark and mask.
+    pub fwmark: Option<(u32, u32)>,
+    /// First and last user id.
+    pub uids: Option<(u32, u32)>,
+    /// IP protocol.
+    pub ip_protocol: Option<u8>,
+    /// First and last source port.
+    pub sports: Option<(u16, u16)>,
+    /// First and last destination port.
+    pub dports: Option<(u16, u16)>,
+    /// Priority of the rule that FR_ACT_GOTO leads to.
+    pub goto: Option<u32>,
+    /// Routes with a shorter or equal prefix are ignored.
+    pub suppress_prefixlen: Option<u32>,
+    /// Routes over links of this group are ignored.
+    pub suppress_ifgroup: Option<u32>,
+    /// Tunnel id.
+    pub tun_id: Option<u64>,
+    /// Table by the l3mdev of the packet.
+    pub l3mdev: bool,
+    /// IPv4 realm.
+    pub realm: Option<u32>,
+    /// RTPROT_*.
+    pub protocol: u8,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} priority {}", self.family, self.priority)?;
+        if let Some(source) = self.source {
+            write!(f, " from {source}")?;
+        }
+        if let Some(destination) = self.destination {
+            write!(f, " to {destination}")?;
+        }
+        write!(f, " table {}", self.table)
+    }
+}
+
+/// A permanent neighbour, or an address that the namespace answers for (proxy).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Neighbour {
+    /// Link; none for a proxy entry of every link.
+    pub link: Option<String>,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its MAC.
+    pub mac: Option<Mac>,
+    /// An entry of the proxy table.
+    pub proxy: bool,
+    /// It is a router (IPv6).
+    pub router: bool,
+}
+
+/// One sysctl.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Sysctl {
+    /// Path below net/, e.g. `ipv4/conf/eth0/rp_filter`.
+    pub path: String,
+    /// Content without the final newline.
+    pub value: String,
+    /// It is as in a fresh namespace of the source host, and carried because the target's host may give another value.
+    pub inherited: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mac_is_text_in_json_and_six_bytes_on_the_wire() {
+        let mac = Mac([2, 0, 0, 0xab, 0, 0x10]);
+        assert_eq!(
+            serde_json::to_string(&mac).unwrap(),
+            "\"02:00:00:ab:00:10\""
+        );
+        assert_eq!(
+            serde_json::from_str::<Mac>("\"02:00:00:AB:00:10\"").unwrap(),
+            mac
+        );
+        assert_eq!(postcard::to_stdvec(&mac).unwrap(), mac.0);
+        for bad in [
+            "",
+            "02:00:00:ab:00",
+            "02:00:00:ab:00:10:11",
+            "2:0:0:0:0:0",
+            "+2:00:00:ab:00:10",
+        ] {
+            assert_eq!(bad.parse::<Mac>(), Err(BadMac(bad.to_owned())));
+        }
+    }
+
+    #[test]
+    fn a_prefix_knows_what_lies_in_it() {
+        let net = |a: &str, len| Prefix {
+            address: a.parse().unwrap(),
+            len,
+        };
+        assert!(net("192.0.2.0", 24).contains("192.0.2.255".parse().unwrap()));
+        assert!(!net("192.0.2.0", 25).contains("192.0.2.128".parse().unwrap()));
+        assert!(net("0.0.0.0", 0).contains("198.51.100.1".parse().unwrap()));
+        assert!(!net("0.0.0.0", 0).contains("2001:db8::1".parse().unwrap()));
+        assert!(net("2001:db8::", 32).contains("2001:db8:1::".parse().unwrap()));
+        assert!(net("::", 0).contains("2001:db8:1::".parse().unwrap()));
+        assert!(!net("2001:db8::1", 128).contains("2001:db8::2".parse().unwrap()));
+    }
+}

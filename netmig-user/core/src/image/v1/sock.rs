@@ -1,6 +1,453 @@
 //! The container's sockets.
+//!
+//! Sequence numbers are TCP's own, mod 2^32, host order. Queues are bytes; lengths are bounded by [`Sockets::check`] before use.
 use serde::{Deserialize, Serialize};
+use std::{collections::HashSet, fmt, net::IpAddr};
+
+/// Longest queue that an image may carry, in bytes.
+pub const QUEUE_LIMIT: usize = 256 << 20;
 
 /// All sockets of one container, as one dump found them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sockets {}
+pub struct Sockets {
+    /// Kernel of the source, major and minor: decides what a value in the image means (see [`Tcp::timestamp`]).
+    pub kernel: (u16, u16),
+    /// Interfaces of the source: what an [`Endpoint`]'s scope means.
+    pub interfaces: Vec<Interface>,
+    /// TCP connections.
+    pub tcp: Vec<Tcp>,
+    /// TCP listeners. Under CRIU they come back on their descriptor by themselves.
+    pub listeners: Vec<Listener>,
+    /// UDP sockets.
+    pub udp: Vec<Udp>,
+    /// Connections with both ends in the container: indices into `tcp`. Both ends are reconciled (see [`Tcp`]).
+    pub pairs: Vec<(u32, u32)>,
+    /// What is not carried, in words.
+    pub left: Vec<Left>,
+}
+
+/// Who holds a socket: the same at both hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Holder {
+    /// Pid inside the container's pid namespace.
+    pub pid: i32,
+    /// File descriptor.
+    pub fd: i32,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {} fd {}", self.pid, self.fd)
+    }
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Index at the source.
+    pub index: u32,
+    /// Name, the same at both hosts.
+    pub name: String,
+}
+
+/// One end of a connection. An IPv4-mapped address stays an IPv6 one here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Address.
+    pub ip: IpAddr,
+    /// Port, host order.
+    pub port: u16,
+    /// IPv6 scope (interface index) of a link-local address, else 0; see [`Sockets::interfaces`].
+    pub scope: u32,
+}
+
+impl Endpoint {
+    /// The same end with an IPv4-mapped address as the IPv4 address that is on the wire.
+    pub fn canonical(self) -> Self {
+        Self {
+            ip: self.ip.to_canonical(),
+            ..self
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ip {
+            IpAddr::V4(ip) => write!(f, "{ip}:{}", self.port),
+            IpAddr::V6(ip) if self.scope != 0 => write!(f, "[{ip}%{}]:{}", self.scope, self.port),
+            IpAddr::V6(ip) => write!(f, "[{ip}]:{}", self.port),
+        }
+    }
+}
+
+/// A socket option that differed from a new socket's: its number in the table of options, and its value as the kernel gave it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// Level as in setsockopt(2).
+    pub level: i32,
+    /// Option as in setsockopt(2).
+    pub name: i32,
+    /// Value, native byte order of the source.
+    pub value: Vec<u8>,
+}
+
+/// What every kind of socket has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Common {
+    /// Every descriptor that refers to it, in all processes of the container; at least one.
+    pub holders: Vec<Holder>,
+    /// Inode at the source: names the socket in reports.
+    pub inode: u64,
+    /// AF_INET6 socket (which may carry IPv4-mapped addresses).
+    pub v6: bool,
+    /// SO_REUSEADDR, read before TCP_REPAIR clears it.
+    pub reuseaddr: i32,
+    /// SO_REUSEPORT: CRIU leaves 1.
+    pub reuseport: i32,
+    /// SO_BINDTODEVICE; empty: none.
+    pub device: String,
+    /// Buffer sizes as getsockopt gives them (twice what was set).
+    pub sndbuf: i32,
+    /// See `sndbuf`.
+    pub rcvbuf: i32,
+    /// SO_BUF_LOCK: bit 0 send, bit 1 receive buffer set by the program.
+    pub buf_lock: i32,
+    /// Other options.
+    pub settings: Vec<Setting>,
+}
+
+/// State of a TCP connection with a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TcpState {
+    /// Connected both ways.
+    Established,
+    /// The peer has sent its FIN.
+    CloseWait,
+    /// Shut down for writing; the peer has not acknowledged the FIN.
+    FinWait1,
+    /// Shut down for writing, and the peer has acknowledged the FIN.
+    FinWait2,
+    /// Shut down for writing before the peer's FIN came; ours is not acknowledged.
+    Closing,
+    /// Shut down for writing after the peer's FIN came; ours is not acknowledged.
+    LastAck,
+}
+
+impl TcpState {
+    /// The peer's FIN has come.
+    pub fn fin_received(self) -> bool {
+        matches!(self, Self::CloseWait | Self::Closing | Self::LastAck)
+    }
+
+    /// The program has shut down its side.
+    pub fn fin_written(self) -> bool {
+        !matches!(self, Self::Established | Self::CloseWait)
+    }
+}
+
+/// A TCP connection.
+///
+/// `send` holds the bytes from `snd_una` to `write_seq`; those up to `snd_nxt` had been sent. `recv` holds the bytes that end at
+/// `rcv_nxt`. Of a pair whose ends are both in the container, what the other end already has is gone from `send`, and the rest counts as
+/// never sent: `snd_nxt == snd_una == the other's rcv_nxt`. No sequence number here counts a FIN: `state` says which were exchanged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tcp {
+    /// Descriptors, options, buffers.
+    pub common: Common,
+    /// State.
+    pub state: TcpState,
+    /// The program has shut down its reading side.
+    pub shut_read: bool,
+    /// Own end.
+    pub local: Endpoint,
+    /// The peer.
+    pub peer: Endpoint,
+    /// First byte not acknowledged.
+    pub snd_una: u32,
+    /// First byte not sent.
+    pub snd_nxt: u32,
+    /// First byte not written.
+    pub write_seq: u32,
+    /// Next byte expected.
+    pub rcv_nxt: u32,
+    /// Sent and unsent bytes.
+    pub send: Vec<u8>,
+    /// Bytes that the program has not read.
+    pub recv: Vec<u8>,
+    /// mss_clamp: the peer's limit, timestamps not subtracted.
+    pub mss: u32,
+    /// Largest payload of one segment at the moment of the dump (mss_cache).
+    pub snd_mss: u32,
+    /// Window scales: what the peer's windows, and what ours, are shifted by; none: not negotiated.
+    pub wscale: Option<(u8, u8)>,
+    /// SACK was negotiated.
+    pub sack: bool,
+    /// Timestamps were negotiated.
+    pub timestamps: bool,
+    /// ECN was negotiated: not carried.
+    pub ecn: bool,
+    /// TCP_TIMESTAMP: the clock that our stamps come from. From 6.12 on bit 0 says that it ticks in microseconds.
+    pub timestamp: u32,
+    /// TCP_REPAIR_WINDOW.
+    pub window: Window,
+    /// The peer's true window in bytes, where it is known better than by `window.snd_wnd` (a gate that drained has rewritten that).
+    pub peer_window: u32,
+    /// The peer's newest timestamp that was accepted, where it is known.
+    pub ts_recent: Option<u32>,
+    /// TCP_CONGESTION.
+    pub congestion: String,
+    /// Congestion window in segments.
+    pub cwnd: u32,
+    /// Slow start threshold in segments.
+    pub ssthresh: u32,
+    /// Smoothed round trip in microseconds.
+    pub rtt: u32,
+    /// TCP_WINDOW_CLAMP.
+    pub window_clamp: u32,
+}
+
+/// The five fields of struct tcp_repair_window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Sequence number of the segment that last changed snd_wnd.
+    pub snd_wl1: u32,
+    /// The peer's window, bytes.
+    pub snd_wnd: u32,
+    /// Largest window the peer has ever offered.
+    pub max_window: u32,
+    /// Our window, bytes from `rcv_wup`.
+    pub rcv_wnd: u32,
+    /// rcv_nxt when it was offered.
+    pub rcv_wup: u32,
+}
+
+impl Tcp {
+    /// The same without its queues.
+    pub fn head(&self) -> Self {
+        Self {
+            common: self.common.clone(),
+            state: self.state,
+            shut_read: self.shut_read,
+            local: self.local,
+            peer: self.peer,
+            snd_una: self.snd_una,
+            snd_nxt: self.snd_nxt,
+            write_seq: self.write_seq,
+            rcv_nxt: self.rcv_nxt,
+            send: Vec::new(),
+            recv: Vec::new(),
+            mss: self.mss,
+            snd_mss: self.snd_mss,
+            wscale: self.wscale,
+            sack: self.sack,
+            timestamps: self.timestamps,
+            ecn: self.ecn,
+            timestamp: self.timestamp,
+            window: self.window,
+            peer_window: self.peer_window,
+            ts_recent: self.ts_recent,
+            congestion: self.congestion.clone(),
+            cwnd: self.cwnd,
+            ssthresh: self.ssthresh,
+            rtt: self.rtt,
+            window_clamp: self.window_clamp,
+        }
+    }
+
+    /// Bytes that were sent and not acknowledged.
+    pub fn in_flight(&self) -> u32 {
+        self.snd_nxt.wrapping_sub(self.snd_una)
+    }
+}
+
+/// A TCP listener.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Descriptors, options, buffers.
+    pub common: Common,
+    /// Where it listens.
+    pub local: Endpoint,
+    /// Length of its accept queue.
+    pub backlog: u32,
+    /// Connections that waited in it.
+    pub waiting: u32,
+}
+
+/// A UDP socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Udp {
+    /// Descriptors, options, buffers.
+    pub common: Common,
+    /// Own address; port 0: not bound.
+    pub local: Endpoint,
+    /// Where it is connected to.
+    pub peer: Option<Endpoint>,
+    /// Receive queue, oldest first.
+    pub queue: Vec<Datagram>,
+    /// Datagrams of the queue that could not be read.
+    pub lost: u32,
+}
+
+/// A datagram that waited to be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datagram {
+    /// Who sent it.
+    pub from: Endpoint,
+    /// The address it was sent to.
+    pub to: IpAddr,
+    /// Payload.
+    pub data: Vec<u8>,
+}
+
+/// A socket of the namespace that the image does not carry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// The socket, in words.
+    pub socket: String,
+    /// Why, and what becomes of it.
+    pub why: String,
+}
+
+/// What is wrong with an image.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the image's {socket} is impossible: {what}")]
+pub struct Impossible {
+    /// Which socket.
+    pub socket: String,
+    /// What is wrong with it.
+    pub what: &'static str,
+}
+
+impl Sockets {
+    /// Checks what a restore relies on: queues fit their sequence numbers and [`QUEUE_LIMIT`], every socket has a holder, no holder and
+    /// no tuple occurs twice, pairs name connections that face each other.
+    ///
+    /// # Errors
+    /// The first socket that breaks a rule.
+    pub fn check(&self) -> Result<(), Impossible> {
+        let mut holders = HashSet::new();
+        let mut held = |name: String, common: &Common| {
+            let fresh = common.holders.iter().all(|h| holders.insert(*h));
+            match (common.holders.is_empty(), fresh) {
+                (true, _) => Err(Impossible {
+                    socket: name,
+                    what: "no descriptor holds it",
+                }),
+                (_, false) => Err(Impossible {
+                    socket: name,
+                    what: "its descriptor holds another socket too",
+                }),
+                _ => Ok(()),
+            }
+        };
+        let mut tuples = HashSet::new();
+        for tcp in &self.tcp {
+            held(tcp.to_string(), &tcp.common)?;
+            tcp.check().map_err(|what| Impossible {
+                socket: tcp.to_string(),
+                what,
+            })?;
+            if !tuples.insert((tcp.local.canonical(), tcp.peer.canonical())) {
+                return Err(Impossible {
+                    socket: tcp.to_string(),
+                    what: "there are two of it",
+                });
+            }
+        }
+        for listener in &self.listeners {
+            held(format!("listener {}", listener.local), &listener.common)?;
+        }
+        for udp in &self.udp {
+            held(format!("udp {}", udp.local), &udp.common)?;
+            if udp
+                .queue
+                .iter()
+                .any(|d| d.data.len() > usize::from(u16::MAX))
+            {
+                return Err(Impossible {
+                    socket: format!("udp {}", udp.local),
+                    what: "a datagram exceeds 64 KiB",
+                });
+            }
+        }
+        let mut paired = HashSet::new();
+        for &(a, b) in &self.pairs {
+            let socket = format!("pair ({a}, {b})");
+            let ends = self.tcp.get(a as usize).zip(self.tcp.get(b as usize));
+            let Some((x, y)) = ends else {
+                return Err(Impossible {
+                    socket,
+                    what: "it names a connection that is not there",
+                });
+            };
+            if !paired.insert(a) || !paired.insert(b) {
+                return Err(Impossible {
+                    socket,
+                    what: "an end belongs to two pairs",
+                });
+            }
+            if x.local.canonical() != y.peer.canonical()
+                || x.peer.canonical() != y.local.canonical()
+            {
+                return Err(Impossible {
+                    socket,
+                    what: "its ends do not face each other",
+                });
+            }
+            if x.snd_una != y.rcv_nxt
+                || y.snd_una != x.rcv_nxt
+                || x.in_flight() != 0
+                || y.in_flight() != 0
+            {
+                return Err(Impossible {
+                    socket,
+                    what: "its ends are not reconciled",
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Tcp {
+    fn check(&self) -> Result<(), &'static str> {
+        let queued = self.write_seq.wrapping_sub(self.snd_una) as usize;
+        if self.send.len() > QUEUE_LIMIT || self.recv.len() > QUEUE_LIMIT {
+            return Err("a queue is longer than the limit");
+        }
+        if queued != self.send.len() {
+            return Err("its send queue does not fit its sequence numbers");
+        }
+        if self.in_flight() as usize > queued {
+            return Err("it has sent more than it has written");
+        }
+        if self.window.rcv_wnd > 1 << 30
+            || self.window.snd_wnd > 1 << 30
+            || self.peer_window > 1 << 30
+        {
+            return Err("a window exceeds 1 GiB");
+        }
+        if self.wscale.is_some_and(|(snd, rcv)| snd > 14 || rcv > 14) {
+            return Err("a window scale exceeds 14");
+        }
+        if self.congestion.len() > 15 || self.common.device.len() > 15 {
+            return Err("a name exceeds 15 bytes");
+        }
+        if self.local.ip.is_ipv4() != self.peer.ip.is_ipv4()
+            || self.local.ip.is_ipv4() == self.common.v6
+        {
+            return Err("its addresses are of different families");
+        }
+        if self.local.port == 0 || self.peer.port == 0 {
+            return Err("a port is 0");
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Tcp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tcp {} -> {}", self.local, self.peer)
+    }
+}

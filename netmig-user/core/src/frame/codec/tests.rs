@@ -1,0 +1,200 @@
+use super::*;
+use crate::{
+    frame::{FileBegin, FileEnd},
+    id::{Epoch, Life, MoveId},
+    proto::{Channel, Hello, Numbered, ToTarget, Word},
+};
+use proptest::prelude::*;
+
+fn samples() -> Vec<Frame> {
+    let hello = Hello {
+        protocol: 1,
+        version: "0.1.0".into(),
+        mv: MoveId([7; 16]),
+        life: Life {
+            epoch: Epoch(2),
+            nonce: 11,
+        },
+        peer: Some(Life {
+            epoch: Epoch(1),
+            nonce: 12,
+        }),
+        channel: Channel::Control,
+        last_seen: 3,
+        word: Word::Undecided,
+    };
+    vec![
+        Frame::Hello(Box::new(hello)),
+        Frame::ToTarget(Box::new(Numbered {
+            seq: 1,
+            ack: 0,
+            body: Some(ToTarget::Grant(Epoch(2))),
+        })),
+        Frame::ToSource(Box::new(Numbered {
+            seq: 0,
+            ack: 9,
+            body: None,
+        })),
+        Frame::FileBegin(FileBegin {
+            file: 1,
+            path: "pages-1.img".parse().unwrap(),
+            mode: 0o600,
+            offset: 0,
+        }),
+        Frame::Chunk(Chunk {
+            file: 1,
+            offset: 4096,
+            data: Bytes::from(vec![0xa5; 5000]),
+        }),
+        Frame::FileEnd(FileEnd {
+            file: 1,
+            length: 9096,
+            crc: 0xdead_beef,
+        }),
+    ]
+}
+
+fn encoded(frames: &[Frame]) -> BytesMut {
+    let mut bytes = BytesMut::new();
+    frames
+        .iter()
+        .for_each(|frame| Codec::default().encode(frame, &mut bytes).unwrap());
+    bytes
+}
+
+#[test]
+fn frames_come_back_however_the_stream_is_cut() {
+    let (frames, bytes) = (samples(), encoded(&samples()));
+    for step in [1, 7, 16, 1000, bytes.len()] {
+        let (mut codec, mut read, mut back) = (Codec::default(), BytesMut::new(), Vec::new());
+        for part in bytes.chunks(step) {
+            read.extend_from_slice(part);
+            while let Some(frame) = codec.decode(&mut read).unwrap() {
+                back.push(frame);
+            }
+        }
+        assert_eq!(back, frames);
+        assert!(read.is_empty());
+    }
+}
+
+#[test]
+fn a_hostile_length_allocates_nothing() {
+    for kind in Kind::ALL {
+        let length = U32::from(kind.limit() as u32 + 1);
+        let header = Header {
+            magic: MAGIC,
+            version: VERSION.into(),
+            kind: (kind as u16).into(),
+            length,
+            crc: 0.into(),
+        };
+        let mut bytes = BytesMut::from(header.as_bytes());
+        let before = bytes.capacity();
+        assert!(matches!(
+            Codec::default().decode(&mut bytes),
+            Err(Error::TooLong { .. })
+        ));
+        assert_eq!(bytes.capacity(), before);
+    }
+}
+
+#[test]
+fn a_body_that_promises_more_than_it_has_is_refused() {
+    // A Failed message whose `left` claims 2^40 entries.
+    let mut body = vec![1, 0, 1, 5, 0];
+    body.extend([0x80, 0x80, 0x80, 0x80, 0x80, 0x20]);
+    let mut bytes = BytesMut::new();
+    put_parts(Kind::ToSource, &[&body], &mut bytes).unwrap();
+    assert!(matches!(
+        Codec::default().decode(&mut bytes),
+        Err(Error::Body { .. })
+    ));
+}
+
+#[test]
+fn what_is_not_ours_is_named() {
+    let mut banner = BytesMut::from(&b"Welcome to host b\n"[..]);
+    assert!(matches!(Codec::default().decode(&mut banner), Err(Error::Magic(m)) if &m == b"Welc"));
+    let mut newer = encoded(&samples()[..1]);
+    newer[4] = 2;
+    assert!(matches!(
+        Codec::default().decode(&mut newer),
+        Err(Error::Version(2))
+    ));
+    let mut unknown = encoded(&samples()[..1]);
+    unknown[6] = 99;
+    assert!(matches!(
+        Codec::default().decode(&mut unknown),
+        Err(Error::Kind(99))
+    ));
+    let mut longer = BytesMut::new();
+    put_parts(Kind::FileEnd, &[&[1, 1, 1, 1]], &mut longer).unwrap();
+    assert!(matches!(
+        Codec::default().decode(&mut longer),
+        Err(Error::Length {
+            kind: Kind::FileEnd
+        })
+    ));
+    let mut headless = BytesMut::new();
+    put_parts(Kind::Chunk, &[&[1, 2, 3]], &mut headless).unwrap();
+    assert!(matches!(
+        Codec::default().decode(&mut headless),
+        Err(Error::Length { kind: Kind::Chunk })
+    ));
+}
+
+#[test]
+fn too_long_a_chunk_is_not_sent() {
+    let frame = Frame::Chunk(Chunk {
+        file: 0,
+        offset: 0,
+        data: Bytes::from(vec![0; CHUNK_LIMIT + 1]),
+    });
+    let mut bytes = BytesMut::new();
+    assert!(matches!(
+        Codec::default().encode(&frame, &mut bytes),
+        Err(Error::TooLong { .. })
+    ));
+    assert!(bytes.is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// One changed byte anywhere never yields another frame than those that were sent.
+    #[test]
+    fn a_changed_byte_is_seen(at in any::<prop::sample::Index>(), bit in 0..8u8) {
+        let mut bytes = encoded(&samples());
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        let (mut codec, mut back) = (Codec::default(), Vec::new());
+        let end = loop {
+            match codec.decode(&mut bytes) {
+                Ok(Some(frame)) => back.push(frame),
+                end => break end,
+            }
+        };
+        prop_assert!(back.len() < samples().len() && back[..] == samples()[..back.len()]);
+        // Either an error, or a longer length that waits for bytes which never come.
+        prop_assert!(end.is_err() || !bytes.is_empty() || codec.pending.is_some());
+    }
+
+    #[test]
+    fn hostile_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let mut bytes = BytesMut::from(&bytes[..]);
+        let mut codec = Codec::default();
+        while let Ok(Some(_)) = codec.decode(&mut bytes) {}
+    }
+
+    /// The checksum does not stop whoever can compute it.
+    #[test]
+    fn hostile_bodies_do_not_panic(kind in prop::sample::select(&Kind::ALL[..]), body in prop::collection::vec(any::<u8>(), 0..64)) {
+        let mut bytes = BytesMut::new();
+        put_parts(kind, &[&body], &mut bytes).unwrap();
+        if let Ok(Some(frame)) = Codec::default().decode(&mut bytes) {
+            let again = encoded(std::slice::from_ref(&frame));
+            prop_assert_eq!(Codec::default().decode(&mut again.clone()).unwrap(), Some(frame));
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Single stories, told event by event, where the order itself is the point.
+mod joint;
+mod source;
+mod target;

@@ -1,0 +1,641 @@
+//! Sockets as inspect, plan and report name them: kind, state, owner, queues and fate.
+//!
+//! What becomes of a socket depends on its [`Class`] and on the engine that moves the processes; [`RULES`] is the only place that
+//! says so.
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Which protocol a socket speaks.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// TCP, over IPv4 or IPv6.
+    Tcp,
+    /// Multipath TCP.
+    Mptcp,
+    /// UDP.
+    Udp,
+    /// UDP-Lite.
+    UdpLite,
+    /// ICMP datagram socket (`ping`).
+    Ping,
+    /// Raw IP.
+    Raw,
+    /// SCTP.
+    Sctp,
+    /// AF_UNIX.
+    Unix,
+    /// AF_PACKET.
+    Packet,
+    /// AF_NETLINK.
+    Netlink,
+    /// AF_VSOCK.
+    Vsock,
+    /// AF_XDP.
+    Xdp,
+    /// AF_SMC.
+    Smc,
+    /// Any other address family, by its number.
+    Family(u16),
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::Tcp => "tcp",
+            Self::Mptcp => "mptcp",
+            Self::Udp => "udp",
+            Self::UdpLite => "udplite",
+            Self::Ping => "ping",
+            Self::Raw => "raw",
+            Self::Sctp => "sctp",
+            Self::Unix => "unix",
+            Self::Packet => "packet",
+            Self::Netlink => "netlink",
+            Self::Vsock => "vsock",
+            Self::Xdp => "xdp",
+            Self::Smc => "smc",
+            Self::Family(n) => return write!(f, "family {n}"),
+        };
+        f.write_str(name)
+    }
+}
+
+/// TCP's states (RFC 9293, 3.3.2), which sock_diag uses for the other kinds too: a datagram socket is `Established` when it is
+/// connected and `Close` when it is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Connected.
+    Established,
+    /// SYN sent.
+    SynSent,
+    /// SYN received: in a listener's SYN queue.
+    SynRecv,
+    /// FIN sent, not acknowledged.
+    FinWait1,
+    /// FIN sent and acknowledged.
+    FinWait2,
+    /// Only its port is still protected.
+    TimeWait,
+    /// Neither connected nor listening.
+    Close,
+    /// FIN received.
+    CloseWait,
+    /// FIN received and sent, not acknowledged.
+    LastAck,
+    /// Listening.
+    Listen,
+    /// FIN sent and received, ours not acknowledged.
+    Closing,
+}
+
+impl State {
+    /// From the kernel's number (include/net/tcp_states.h); `TCP_NEW_SYN_RECV` counts as SYN_RECV, `TCP_BOUND_INACTIVE` as CLOSE.
+    pub fn from_kernel(n: u8) -> Self {
+        match n {
+            1 => Self::Established,
+            2 => Self::SynSent,
+            3 | 12 => Self::SynRecv,
+            4 => Self::FinWait1,
+            5 => Self::FinWait2,
+            6 => Self::TimeWait,
+            8 => Self::CloseWait,
+            9 => Self::LastAck,
+            10 => Self::Listen,
+            11 => Self::Closing,
+            _ => Self::Close,
+        }
+    }
+}
+
+/// A process that holds a socket, and under which number.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
+)]
+pub struct Owner {
+    /// Pid as the host sees it.
+    pub pid: i32,
+    /// File descriptor.
+    pub fd: i32,
+}
+
+/// What becomes of a socket when the container moves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fate {
+    /// It lives on at the target.
+    Moves,
+    /// It lives on, less what is named.
+    MovesWithout(Vec<String>),
+    /// It ends; the text says what is lost.
+    Reset(String),
+    /// The container cannot move with it; the text says why and what helps.
+    Refused(String),
+}
+
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Moves => f.write_str("moves"),
+            Self::MovesWithout(what) => write!(f, "moves without {}", what.join(", ")),
+            Self::Reset(why) => write!(f, "reset: {why}"),
+            Self::Refused(why) => write!(f, "refused: {why}"),
+        }
+    }
+}
+
+/// One socket of the container's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Row {
+    /// Protocol.
+    pub kind: Kind,
+    /// State.
+    pub state: State,
+    /// Own address, as text; for unix sockets the path or `@abstract` name.
+    pub local: String,
+    /// The other end, as text; empty if there is none.
+    pub peer: String,
+    /// Inode of the socket; 0 if it has none (orphans, TIME_WAIT, connections not yet accepted).
+    pub inode: u64,
+    /// Who holds it; empty: no descriptor of the container's processes.
+    pub owners: Vec<Owner>,
+    /// Bytes not yet read; of a listener: connections not yet accepted.
+    pub rqueue: u32,
+    /// Bytes not yet acknowledged; of a listener: its backlog.
+    pub wqueue: u32,
+    /// Options that differ from those of a new socket: name and value.
+    pub options: Vec<(String, String)>,
+    /// What the rules look at.
+    pub class: Class,
+    /// What becomes of it.
+    pub fate: Fate,
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} {}", self.kind, self.state, self.local)?;
+        if !self.peer.is_empty() {
+            write!(f, " -> {}", self.peer)?;
+        }
+        match self.owners.first() {
+            Some(owner) => write!(f, " (pid {} fd {})", owner.pid, owner.fd),
+            None => f.write_str(" (no fd)"),
+        }
+    }
+}
+
+/// What the rules tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Class {
+    /// TCP, connected both ways, with a descriptor.
+    TcpEstablished,
+    /// TCP whose peer has sent its FIN, with a descriptor.
+    TcpCloseWait,
+    /// TCP that has sent its FIN, with a descriptor (FIN_WAIT1, FIN_WAIT2, CLOSING, LAST_ACK after shutdown).
+    TcpShut,
+    /// TCP that was closed by its process and is still sending or waiting, no descriptor.
+    TcpOrphan,
+    /// TCP connection in an accept queue.
+    TcpEmbryo,
+    /// TCP in TIME_WAIT.
+    TcpTimeWait,
+    /// TCP whose connect() is under way.
+    TcpSynSent,
+    /// TCP in a SYN queue.
+    TcpSynRecv,
+    /// TCP listener.
+    TcpListen,
+    /// TCP neither connected nor listening.
+    TcpClosed,
+    /// TCP with an upper-layer protocol (kTLS, ...) that the kernel does not let out.
+    TcpUlp,
+    /// TCP with MD5 signatures.
+    TcpSigned,
+    /// TCP that carries a path of an MPTCP connection.
+    MptcpPath,
+    /// TCP that no process of the container holds although it has an inode: another process has it, or it is under way in a message.
+    TcpElsewhere,
+    /// MPTCP, listening or connected.
+    Mptcp,
+    /// UDP with an empty receive queue.
+    Udp,
+    /// UDP with datagrams that wait to be read.
+    UdpQueued,
+    /// UDP with a datagram under construction (UDP_CORK, MSG_MORE).
+    UdpCorked,
+    /// UDP-Lite.
+    UdpLite,
+    /// ICMP datagram socket.
+    Ping,
+    /// Raw IP.
+    Raw,
+    /// SCTP.
+    Sctp,
+    /// AF_UNIX, all ends inside the container.
+    Unix,
+    /// AF_UNIX, connected to a process outside of the container.
+    UnixOutside,
+    /// AF_PACKET.
+    Packet,
+    /// AF_NETLINK.
+    Netlink,
+    /// AF_VSOCK.
+    Vsock,
+    /// AF_XDP.
+    Xdp,
+    /// AF_SMC.
+    Smc,
+    /// The kernel's own.
+    Kernel,
+    /// Not TCP, and no process of the container holds it: a neighbour's in the same namespace, or under way in a message.
+    Foreign,
+    /// Held by the container, but made in another network namespace.
+    OtherNetns,
+    /// Any other family.
+    Other,
+}
+
+/// What moves the processes, as far as sockets are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// CRIU, run by the container's runtime.
+    Criu,
+    /// The program saves and loads itself and hands its descriptors over.
+    Handoff,
+}
+
+/// Who does a part of the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The engine.
+    Engine,
+    /// netmig, through a duplicate of the descriptor.
+    Netmig,
+    /// Nobody.
+    Nobody,
+}
+
+/// [`Fate`] in a constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// [`Fate::Moves`].
+    Moves,
+    /// [`Fate::MovesWithout`].
+    Without(&'static [&'static str]),
+    /// [`Fate::Reset`].
+    Reset(&'static str),
+    /// [`Fate::Refused`].
+    Refused(&'static str),
+}
+
+impl From<Verdict> for Fate {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Moves => Self::Moves,
+            Verdict::Without(what) => {
+                Self::MovesWithout(what.iter().map(|&w| w.to_owned()).collect())
+            }
+            Verdict::Reset(why) => Self::Reset(why.to_owned()),
+            Verdict::Refused(why) => Self::Refused(why.to_owned()),
+        }
+    }
+}
+
+/// One class under one engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Which sockets.
+    pub class: Class,
+    /// Under which engine.
+    pub engine: Engine,
+    /// Who makes the descriptor at the target.
+    pub creates: By,
+    /// Who sets its options.
+    pub options: By,
+    /// Who fills its queues and its state.
+    pub queues: By,
+    /// What comes of it.
+    pub verdict: Verdict,
+}
+
+const fn rule(class: Class, engine: Engine, by: [By; 3], verdict: Verdict) -> Rule {
+    Rule {
+        class,
+        engine,
+        creates: by[0],
+        options: by[1],
+        queues: by[2],
+        verdict,
+    }
+}
+
+const TRIO: [By; 3] = [By::Engine, By::Netmig, By::Netmig];
+const ENGINE: [By; 3] = [By::Engine, By::Engine, By::Engine];
+const NOBODY: [By; 3] = [By::Nobody, By::Nobody, By::Nobody];
+const SELF_MADE: [By; 3] = [By::Netmig, By::Netmig, By::Netmig];
+
+/// Every class under every engine.
+pub const RULES: &[Rule] = {
+    use Class::*;
+    use Engine::{Criu, Handoff};
+    use Verdict::{Moves, Refused, Reset, Without};
+    const ECN: Verdict = Without(&["ECN"]);
+    const NO_PORT: &str = "the port is not protected at the target";
+    const RETRY: &str = "the peer repeats its SYN";
+    const OPAQUE: &str = "the kernel does not let its state out; close it before the move";
+    const MPTCP: &str = "CRIU refuses MPTCP descriptors; run the program without MPTCP (Go: GODEBUG=multipathtcp=0)";
+    const HANDED: &str = "only TCP and UDP descriptors can be handed over";
+    &[
+        rule(TcpEstablished, Criu, TRIO, ECN),
+        rule(TcpCloseWait, Criu, TRIO, ECN),
+        rule(TcpShut, Criu, TRIO, ECN),
+        rule(
+            TcpOrphan,
+            Criu,
+            NOBODY,
+            Reset("no process holds it, and its unsent bytes are not carried"),
+        ),
+        rule(
+            TcpEmbryo,
+            Criu,
+            NOBODY,
+            Refused(
+                "CRIU fails on connections that wait in an accept queue; move when they are accepted",
+            ),
+        ),
+        rule(TcpTimeWait, Criu, NOBODY, Reset(NO_PORT)),
+        rule(
+            TcpSynSent,
+            Criu,
+            [By::Engine, By::Netmig, By::Nobody],
+            Reset("its connect() fails at the target"),
+        ),
+        rule(TcpSynRecv, Criu, NOBODY, Reset(RETRY)),
+        rule(TcpListen, Criu, ENGINE, Moves),
+        rule(TcpClosed, Criu, ENGINE, Moves),
+        rule(TcpUlp, Criu, NOBODY, Refused(OPAQUE)),
+        rule(
+            TcpSigned,
+            Criu,
+            NOBODY,
+            Refused("its MD5 keys are not carried; close it before the move"),
+        ),
+        rule(MptcpPath, Criu, NOBODY, Refused(MPTCP)),
+        rule(
+            TcpElsewhere,
+            Criu,
+            NOBODY,
+            Reset("no descriptor of the container's processes holds it"),
+        ),
+        rule(Mptcp, Criu, NOBODY, Refused(MPTCP)),
+        rule(Udp, Criu, TRIO, Moves),
+        rule(
+            UdpQueued,
+            Criu,
+            TRIO,
+            Without(&["control data of queued datagrams"]),
+        ),
+        rule(
+            UdpCorked,
+            Criu,
+            NOBODY,
+            Refused("CRIU refuses a corked datagram; move when it is sent"),
+        ),
+        rule(
+            UdpLite,
+            Criu,
+            [By::Engine, By::Netmig, By::Nobody],
+            Without(&["receive queue"]),
+        ),
+        rule(
+            Ping,
+            Criu,
+            NOBODY,
+            Refused("CRIU does not know ICMP datagram sockets; close it before the move"),
+        ),
+        rule(
+            Raw,
+            Criu,
+            [By::Engine, By::Engine, By::Nobody],
+            Without(&["receive queue"]),
+        ),
+        rule(
+            Sctp,
+            Criu,
+            NOBODY,
+            Refused("neither CRIU nor netmig moves SCTP"),
+        ),
+        rule(Unix, Criu, ENGINE, Moves),
+        rule(
+            UnixOutside,
+            Criu,
+            NOBODY,
+            Refused(
+                "the other end is outside of the container; close the connection before the move",
+            ),
+        ),
+        rule(
+            Packet,
+            Criu,
+            [By::Engine, By::Engine, By::Nobody],
+            Without(&["receive queue"]),
+        ),
+        rule(
+            Netlink,
+            Criu,
+            [By::Engine, By::Engine, By::Nobody],
+            Without(&["receive queue"]),
+        ),
+        rule(
+            Vsock,
+            Criu,
+            NOBODY,
+            Refused("a vsock address belongs to its machine"),
+        ),
+        rule(Xdp, Criu, NOBODY, Refused("CRIU does not know AF_XDP")),
+        rule(Smc, Criu, NOBODY, Refused("CRIU does not know AF_SMC")),
+        rule(Kernel, Criu, NOBODY, Moves),
+        rule(
+            Foreign,
+            Criu,
+            NOBODY,
+            Reset("no descriptor of the container's processes holds it"),
+        ),
+        rule(
+            OtherNetns,
+            Criu,
+            NOBODY,
+            Refused("it belongs to another network namespace; close it before the move"),
+        ),
+        rule(
+            Other,
+            Criu,
+            NOBODY,
+            Refused("CRIU does not know this address family"),
+        ),
+        rule(TcpEstablished, Handoff, SELF_MADE, ECN),
+        rule(TcpCloseWait, Handoff, SELF_MADE, ECN),
+        rule(TcpShut, Handoff, SELF_MADE, ECN),
+        rule(
+            TcpOrphan,
+            Handoff,
+            NOBODY,
+            Reset("no process holds it, and its unsent bytes are not carried"),
+        ),
+        rule(
+            TcpEmbryo,
+            Handoff,
+            NOBODY,
+            Reset("not accepted, and an accept queue is not carried"),
+        ),
+        rule(TcpTimeWait, Handoff, NOBODY, Reset(NO_PORT)),
+        rule(
+            TcpSynSent,
+            Handoff,
+            NOBODY,
+            Reset("its connect() is not carried"),
+        ),
+        rule(TcpSynRecv, Handoff, NOBODY, Reset(RETRY)),
+        rule(TcpListen, Handoff, SELF_MADE, Moves),
+        rule(TcpClosed, Handoff, SELF_MADE, Moves),
+        rule(TcpUlp, Handoff, NOBODY, Refused(OPAQUE)),
+        rule(
+            TcpSigned,
+            Handoff,
+            NOBODY,
+            Refused("its MD5 keys are not carried; close it before the move"),
+        ),
+        rule(
+            MptcpPath,
+            Handoff,
+            NOBODY,
+            Refused("MPTCP sockets refuse TCP_REPAIR"),
+        ),
+        rule(
+            TcpElsewhere,
+            Handoff,
+            NOBODY,
+            Reset("no descriptor was handed over for it"),
+        ),
+        rule(
+            Mptcp,
+            Handoff,
+            NOBODY,
+            Refused("MPTCP sockets refuse TCP_REPAIR"),
+        ),
+        rule(Udp, Handoff, SELF_MADE, Moves),
+        rule(
+            UdpQueued,
+            Handoff,
+            SELF_MADE,
+            Without(&["control data of queued datagrams"]),
+        ),
+        rule(
+            UdpCorked,
+            Handoff,
+            SELF_MADE,
+            Without(&["the corked datagram"]),
+        ),
+        rule(UdpLite, Handoff, NOBODY, Refused(HANDED)),
+        rule(Ping, Handoff, NOBODY, Refused(HANDED)),
+        rule(Raw, Handoff, NOBODY, Refused(HANDED)),
+        rule(Sctp, Handoff, NOBODY, Refused(HANDED)),
+        rule(Unix, Handoff, NOBODY, Refused(HANDED)),
+        rule(UnixOutside, Handoff, NOBODY, Refused(HANDED)),
+        rule(Packet, Handoff, NOBODY, Refused(HANDED)),
+        rule(Netlink, Handoff, NOBODY, Refused(HANDED)),
+        rule(Vsock, Handoff, NOBODY, Refused(HANDED)),
+        rule(Xdp, Handoff, NOBODY, Refused(HANDED)),
+        rule(Smc, Handoff, NOBODY, Refused(HANDED)),
+        rule(Kernel, Handoff, NOBODY, Moves),
+        rule(
+            Foreign,
+            Handoff,
+            NOBODY,
+            Reset("no descriptor of the container's processes holds it"),
+        ),
+        rule(
+            OtherNetns,
+            Handoff,
+            NOBODY,
+            Refused("it belongs to another network namespace; close it before the move"),
+        ),
+        rule(Other, Handoff, NOBODY, Refused(HANDED)),
+    ]
+};
+
+/// The rule for a class under an engine; every pair has one.
+///
+/// # Panics
+/// If [`RULES`] lacks the pair; a test holds them all against the table.
+pub fn rule_for(class: Class, engine: Engine) -> &'static Rule {
+    match RULES
+        .iter()
+        .find(|r| r.class == class && r.engine == engine)
+    {
+        Some(rule) => rule,
+        None => unreachable!("RULES has every class under every engine"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_class_has_one_rule_under_every_engine() {
+        let classes: HashSet<Class> = RULES.iter().map(|r| r.class).collect();
+        // schemars knows the variants; a class without a rule shows as a difference.
+        let schema = serde_json::to_value(schemars::schema_for!(Class)).expect("a schema is JSON");
+        let variants = schema["oneOf"].as_array().map_or(0, Vec::len);
+        assert_eq!(classes.len(), variants, "{schema}");
+        for class in classes {
+            for engine in [Engine::Criu, Engine::Handoff] {
+                let found = RULES
+                    .iter()
+                    .filter(|r| r.class == class && r.engine == engine)
+                    .count();
+                assert_eq!(found, 1, "{class:?} under {engine:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_nobody_creates_does_not_move() {
+        for r in RULES
+            .iter()
+            .filter(|r| r.creates == By::Nobody && r.class != Class::Kernel)
+        {
+            assert!(
+                matches!(r.verdict, Verdict::Reset(_) | Verdict::Refused(_)),
+                "{r:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Version 1 of what crosses the wire and lies in journals, byte for byte.
+//!
+//! A difference here is a difference to hosts and journals that are out there: it needs a new version, not a new file. Only to add samples,
+//! `NETMIG_BLESS=1 cargo test -p netmig-core --test golden_v1` writes the files anew.
+use bytes::{Bytes, BytesMut};
+use netmig_core::{
+    frame::{Chunk, Codec, FileBegin, FileEnd, FileGot, Frame},
+    id::{Epoch, Life, MoveId},
+    journal,
+    machine::{source, target},
+    proto::{Answer, Channel, Hello, HostFacts, Numbered, ToSource, ToTarget, Word},
+};
+use std::{env, fs, path::PathBuf};
+use tokio_util::codec::{Decoder, Encoder};
+
+fn hello(channel: Channel, peer: Option<Life>) -> Frame {
+    Frame::Hello(Box::new(Hello {
+        protocol: 1,
+        version: "0.1.0".into(),
+        mv: MoveId(*b"0123456789abcdef"),
+        life: Life {
+            epoch: Epoch(2),
+            nonce: 0x1122_3344_5566_7788,
+        },
+        peer,
+        channel,
+        last_seen: 300,
+        word: Word::Granted,
+    }))
+}
+
+fn to_target(seq: u64, body: Option<ToTarget>) -> Frame {
+    Frame::ToTarget(Box::new(Numbered { seq, ack: 7, body }))
+}
+
+fn to_source(seq: u64, body: Option<ToSource>) -> Frame {
+    Frame::ToSource(Box::new(Numbered { seq, ack: 9, body }))
+}
+
+fn frames() -> Vec<Frame> {
+    let answer = Answer {
+        facts: HostFacts {
+            hostname: "b".into(),
+            arch: "x86_64".into(),
+            kernel: "6.18.1".into(),
+            criu: Some("4.2.1".into()),
+            tools: vec![("podman".into(), "5.4.2".into())],
+            cpu_flags: vec!["avx".into(), "sse4_2".into()],
+            cgroup: 2,
+            lsm: vec!["landlock".into()],
+            free_bytes: 1 << 40,
+        },
+        objections: vec!["there is no bridge br0".into()],
+        warnings: vec!["rsync is not there".into()],
+    };
+    let why = || "cancelled by the operator".to_owned();
+    vec![
+        hello(Channel::Control, None),
+        hello(
+            Channel::Bulk,
+            Some(Life {
+                epoch: Epoch(1),
+                nonce: 5,
+            }),
+        ),
+        hello(
+            Channel::Rsync {
+                args: vec!["--server".into(), ".".into()],
+            },
+            None,
+        ),
+        to_target(1, Some(ToTarget::Round(2))),
+        to_target(
+            2,
+            Some(ToTarget::Dumped {
+                files: 12,
+                bytes: 1 << 33,
+            }),
+        ),
+        to_target(3, Some(ToTarget::Grant(Epoch(2)))),
+        to_target(4, Some(ToTarget::Abort { why: why() })),
+        to_target(5, Some(ToTarget::Finish)),
+        to_target(0, None),
+        to_source(1, Some(ToSource::Answer(Box::new(answer)))),
+        to_source(2, Some(ToSource::Ready)),
+        to_source(3, Some(ToSource::Prepared { rebuild_us: 75_000 })),
+        to_source(4, Some(ToSource::Released)),
+        to_source(
+            5,
+            Some(ToSource::Opened {
+                open_us: 1_800,
+                announced: 3,
+                warnings: vec!["no health check".into()],
+            }),
+        ),
+        to_source(
+            6,
+            Some(ToSource::Failed {
+                why: why(),
+                left: vec!["/run/crun/c".into()],
+            }),
+        ),
+        to_source(0, None),
+        Frame::FileBegin(FileBegin {
+            file: 1,
+            path: "criu/pages-1.img".parse().unwrap(),
+            mode: 0o600,
+            offset: 0,
+        }),
+        Frame::Chunk(Chunk {
+            file: 1,
+            offset: 4096,
+            data: Bytes::from_static(b"page"),
+        }),
+        Frame::FileEnd(FileEnd {
+            file: 1,
+            length: 4100,
+            crc: 0xdead_beef,
+        }),
+        Frame::FileGot(FileGot {
+            path: "criu/pages-1.img".parse().unwrap(),
+            length: 4100,
+        }),
+    ]
+}
+
+fn source_records() -> Vec<source::Record> {
+    use source::Record::*;
+    vec![
+        Begun(Epoch(1)),
+        Disarmed,
+        Granted,
+        Released,
+        Kept("the lease ran out".into()),
+        Closed,
+    ]
+}
+
+fn target_records() -> Vec<target::Record> {
+    use target::Record::*;
+    vec![
+        Begun(Epoch(1)),
+        Prepared,
+        Granted,
+        Released,
+        Failed("criu died".into()),
+        Closed,
+    ]
+}
+
+fn encoded(frames: &[Frame]) -> Vec<u8> {
+    let mut bytes = BytesMut::new();
+    for frame in frames {
+        Codec::default().encode(frame, &mut bytes).unwrap();
+    }
+    bytes.to_vec()
+}
+
+fn journal_of<T: serde::Serialize>(records: &[T]) -> Vec<u8> {
+    let records = records
+        .iter()
+        .flat_map(|record| journal::encode(record).unwrap());
+    journal::HEADER.into_iter().chain(records).collect()
+}
+
+/// The checked-in bytes, which must be those given.
+fn golden(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
+    if env::var_os("NETMIG_BLESS").is_some() {
+        fs::write(&path, bytes).unwrap();
+    }
+    let known = fs::read(&path).unwrap_or_else(|e| panic!("reading {}: {e}", path.display()));
+    assert_eq!(known, bytes, "{name} is no longer what version 1 wrote");
+    known
+}
+
+#[test]
+fn frames_of_version_1() {
+    let known = golden("v1.frames", &encoded(&frames()));
+    let (mut codec, mut bytes) = (Codec::default(), BytesMut::from(&known[..]));
+    let decoded: Vec<_> = std::iter::from_fn(|| codec.decode(&mut bytes).unwrap()).collect();
+    assert_eq!(decoded, frames());
+}
+
+#[test]
+fn journals_of_version_1() {
+    let known = golden("v1.source.journal", &journal_of(&source_records()));
+    assert_eq!(
+        journal::decode::<source::Record>(&known).unwrap().records,
+        source_records()
+    );
+    let known = golden("v1.target.journal", &journal_of(&target_records()));
+    assert_eq!(
+        journal::decode::<target::Record>(&known).unwrap().records,
+        target_records()
+    );
+}
