@@ -1,2 +1,45 @@
 //! What netmig's eBPF programs and its user space share.
+//!
+//! Everything that lies in a map is `repr(C)` without padding, in the host's byte order unless a field says otherwise.
 #![no_std]
+
+mod counters;
+mod flow;
+mod mode;
+
+pub use counters::{COUNTED, Counters, Protocol, Tally, Unhandled};
+pub use flow::{Direction, FlowHint, FlowKey, FlowState, SCALE_ABSENT, SCALE_MAX, SCALE_UNKNOWN};
+pub use mode::{Mode, ModeWord, Side};
+
+/// Version of everything in this crate that is kept in a pinned map; a gate pinned by another version is not opened.
+pub const LAYOUT: u32 = 1;
+
+/// Index in map `ORDER`: packets redirected to the hold.
+pub const REDIRECTED: u32 = 0;
+
+/// Index in map `ORDER`: those of them that user space is done with, put in or given up.
+pub const DONE: u32 = 1;
+
+/// What steers the programs besides the mode word. Read only outside of mode `pass`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Bit n set: in `drain`, windows that travel in direction n ([`Direction`]) are rewritten for flows without a hint.
+    pub drain: u32,
+    /// Counts the drains of this gate; what was seen of a connection in an earlier one does not hold any more.
+    pub round: u32,
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: `repr(C)`, made of integers only, no padding (checked below), every bit pattern is a value.
+    unsafe impl aya::Pod for super::FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::FlowHint {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::FlowState {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Tally {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Settings {}
+}

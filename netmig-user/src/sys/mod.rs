@@ -1,2 +1,4 @@
 //! The seam to the kernel: every system call that has no safe wrapper elsewhere.
 pub mod netns;
+pub mod pidfd;
+pub mod sockopt;

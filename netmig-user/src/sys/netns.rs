@@ -17,7 +17,10 @@ where
     E: From<io::Error> + Send,
 {
     let at = |what: &str, e: io::Error| {
-        io::Error::new(e.kind(), format!("{what} network namespace {}: {e}", path.display()))
+        io::Error::new(
+            e.kind(),
+            format!("{what} network namespace {}: {e}", path.display()),
+        )
     };
     let ns = File::open(path).map_err(|e| at("opening", e))?;
     thread::scope(|scope| {

@@ -1,0 +1,40 @@
+//! The gate: TC programs at the links of a container and at its `lo`.
+#![no_std]
+#![no_main]
+#![expect(
+    missing_docs,
+    reason = "`#[classifier]` makes functions of its own without the doc comments"
+)]
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use netmig_common::Direction;
+use netmig_ebpf::verdict;
+
+/// At the host's end of a veth pair: TC egress. On a device inside the namespace: TC ingress.
+#[classifier]
+pub fn netmig_inbound(ctx: TcContext) -> i32 {
+    verdict::link(&ctx, Direction::Inbound)
+}
+
+/// At the host's end of a veth pair: TC ingress. On a device inside the namespace: TC egress.
+#[classifier]
+pub fn netmig_outbound(ctx: TcContext) -> i32 {
+    verdict::link(&ctx, Direction::Outbound)
+}
+
+/// On `lo`, TC ingress: every packet passes there once, and the last place before it is delivered.
+#[classifier]
+pub fn netmig_loopback(ctx: TcContext) -> i32 {
+    verdict::loopback(&ctx)
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// Some of the helpers are for GPL-compatible programs; the source is under either licence.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

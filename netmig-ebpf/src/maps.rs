@@ -1,0 +1,67 @@
+//! The gate's maps; user space pins them under the names they have here.
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray},
+};
+
+use crate::{packet::Packet, tcp::Found};
+use netmig_common::{COUNTED, FlowHint, FlowKey, FlowState, Settings, Tally};
+
+/// Connections that one container may have during a move.
+const FLOWS_MAX: u32 = 262_144;
+
+/// [`netmig_common::ModeWord`]; changed by atomic operations only, by user space through mmap.
+#[map]
+pub static MODE: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// One element.
+#[map]
+pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+
+/// Inbound, outbound, loopback.
+#[map]
+pub static TALLIES: PerCpuArray<Tally> = PerCpuArray::with_max_entries(COUNTED, 0);
+
+/// By index of a device with a gate: index of the device that inbound packets are redirected to in `closed` and `granted`.
+#[map]
+pub static HOLDS: HashMap<u32, u32> = HashMap::with_max_entries(64, 0);
+
+/// [`netmig_common::REDIRECTED`] and [`netmig_common::DONE`]; changed by atomic operations only, by user space through mmap.
+#[map]
+pub static ORDER: Array<u64> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+
+/// Written by user space.
+#[map]
+pub static HINTS: HashMap<FlowKey, FlowHint> =
+    HashMap::with_max_entries(FLOWS_MAX, BPF_F_NO_PREALLOC);
+
+/// Written by the program.
+#[map]
+pub static FLOWS: HashMap<FlowKey, FlowState> =
+    HashMap::with_max_entries(FLOWS_MAX, BPF_F_NO_PREALLOC);
+
+/// Memory of one run of a program, see [`Scratch`].
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// What a program found out of a packet on one of many paths.
+///
+/// The verifier keeps track of every value in registers and on the stack, and walks what follows once for each combination that the paths
+/// before can leave there; it keeps no track of a map's memory. So results go through here, written and read as volatile: else the
+/// compiler would keep them in registers.
+#[repr(C)]
+pub struct Scratch {
+    /// Of the headers.
+    pub packet: Packet,
+    /// Of the TCP options.
+    pub found: Found,
+    /// The TCP options themselves.
+    pub options: [u8; 64],
+}
+
+/// The scratch memory of this CPU; a program runs with softirqs off, so no other run gets at it meanwhile.
+#[inline(always)]
+pub fn scratch() -> Option<*mut Scratch> {
+    SCRATCH.get_ptr_mut(0)
+}

@@ -1,0 +1,11 @@
+//! Tests that need a kernel, and root: each has namespaces and a bpffs of its own.
+mod drain;
+mod hold;
+mod lab;
+mod links;
+mod live;
+mod load;
+mod modes;
+mod packets;
+mod rewrite;
+mod word;
