@@ -1,1 +1,165 @@
 //! The container's sockets: enumeration, dump and restore.
+//!
+//! [`rows`] lists every socket of a namespace and what would become of it. [`dump`] reads them while the tasks are stopped and the
+//! gate is closed, through duplicates of their descriptors (pidfd_getfd) and TCP_REPAIR; nothing is left in repair.
+//! [`restore`] rebuilds the connections in the descriptors that the engine has made at the target, behind the closed gate, and
+//! [`Rebuilt::open`] starts them once the gate passes: no timer is waited for.
+mod common;
+mod diag;
+mod error;
+mod flows;
+mod holders;
+mod inject;
+mod kept;
+mod listen;
+pub mod option;
+mod pair;
+mod procnet;
+mod rebuilt;
+mod rows;
+mod tcp;
+mod udp;
+
+use std::path::Path;
+
+use netmig_core::{
+    image::v1::sock::{Holder, Left, Sockets},
+    socket::{Class, Engine, Fate, Row},
+};
+
+pub use self::{
+    error::Error,
+    flows::{Flow, flows},
+    holders::Place,
+    kept::Kept,
+    rebuilt::{Opened, Rebuilt},
+};
+use crate::sys::netns::within;
+
+/// Every socket of the namespace, of every family that this kernel has, with its owners among `pids`, its queues, its options and its
+/// fate under `engine`. Nothing is changed; the tasks may run.
+///
+/// # Errors
+/// If the namespace, a process or sock_diag cannot be read.
+pub fn rows_under(netns: &Path, pids: &[i32], engine: Engine) -> Result<Vec<Row>, Error> {
+    within(netns, || rows::rows(&holders::Held::by(pids)?, engine))
+}
+
+/// [`rows_under`] CRIU.
+///
+/// # Errors
+/// As there.
+pub fn rows(netns: &Path, pids: &[i32]) -> Result<Vec<Row>, Error> {
+    rows_under(netns, pids, Engine::Criu)
+}
+
+/// Reads every connection, listener and UDP socket that `pids` hold in the namespace. The tasks are stopped and the gate is closed
+/// (`lo` too). When it returns, also with an error, no socket is in repair.
+///
+/// # Errors
+/// If a socket cannot be read, or if the two ends of an inner connection cannot be reconciled.
+pub fn dump(netns: &Path, pids: &[i32]) -> Result<(Sockets, Kept), Error> {
+    within(netns, || dump_here(&holders::Held::by(pids)?))
+}
+
+fn dump_here(held: &holders::Held) -> Result<(Sockets, Kept), Error> {
+    let found = diag::all()?;
+    let mut image = Sockets {
+        kernel: common::kernel()?,
+        interfaces: common::interfaces()?,
+        ..Sockets::default()
+    };
+    let mut kept = Kept::default();
+    let mut fresh = option::Fresh::default();
+    for socket in &found {
+        let Some(owned) = held.get(socket.inode) else {
+            let row = rows::row(socket, held, Engine::Criu)?;
+            if !matches!(row.class, Class::Kernel | Class::Foreign) {
+                image.left.push(left(&row));
+            }
+            continue;
+        };
+        let class = rows::classify(socket, held);
+        match class {
+            Class::TcpEstablished | Class::TcpCloseWait | Class::TcpShut => {
+                let fd = held.duplicate(owned)?;
+                let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
+                let slot = kept.keep(fd, &common, socket.to_string());
+                image.tcp.push(tcp::dump(kept.fd(slot), common, socket)?);
+            }
+            Class::TcpListen => {
+                let fd = held.duplicate(owned)?;
+                let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
+                image.listeners.push(listen::dump(&fd, common, socket)?);
+            }
+            Class::Udp | Class::UdpQueued => {
+                let fd = held.duplicate(owned)?;
+                let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
+                image.udp.push(udp::dump(&fd, common, socket)?);
+            }
+            _ => {
+                let row = rows::row(socket, held, Engine::Criu)?;
+                if row.fate != Fate::Moves {
+                    image.left.push(left(&row));
+                }
+            }
+        }
+    }
+    let unlisted = rows::unlisted(&found, held, Engine::Criu)?;
+    image
+        .left
+        .extend(unlisted.iter().filter(|r| r.fate != Fate::Moves).map(left));
+    image.pairs = pair::reconcile(&mut image.tcp, &mut |i, tcp| tcp::refresh(kept.fd(i), tcp))?;
+    image.check()?;
+    Ok((image, kept))
+}
+
+fn left(row: &Row) -> Left {
+    Left {
+        socket: format!("{} {:?} {} {}", row.kind, row.state, row.local, row.peer),
+        why: row.fate.to_string(),
+    }
+}
+
+/// Rebuilds the image's sockets in the descriptors that the engine has restored (closed and shut down) in the stopped tasks `pids`,
+/// which are found by their pid inside the container. The gate is closed. Nothing leaves, nothing is left in repair.
+///
+/// # Errors
+/// If the image is impossible, a descriptor is not there, or the kernel refuses a step; what was rebuilt till then is disconnected.
+pub fn restore(netns: &Path, pids: &[i32], image: &Sockets) -> Result<Rebuilt, Error> {
+    let inside = holders::by_inner_pid(pids)?;
+    restore_at(netns, image, &|holder| {
+        inside
+            .get(&holder.pid)
+            .map(|&pid| Place { pid, fd: holder.fd })
+    })
+}
+
+/// [`restore`] where the caller says which descriptor stands for which holder.
+///
+/// # Errors
+/// As there.
+pub fn restore_at(
+    netns: &Path,
+    image: &Sockets,
+    place: &(dyn Fn(&Holder) -> Option<Place> + Sync),
+) -> Result<Rebuilt, Error> {
+    image.check()?;
+    within(netns, || Rebuilt::build(netns, image, place))
+}
+
+/// Takes up again what an earlier [`restore`] of the same image has rebuilt, for an agent that was restarted before the opening.
+///
+/// # Errors
+/// If a descriptor is not there, or its connection is another one.
+pub fn adopt(netns: &Path, pids: &[i32], image: &Sockets) -> Result<Rebuilt, Error> {
+    image.check()?;
+    let inside = holders::by_inner_pid(pids)?;
+    within(netns, || {
+        Rebuilt::adopt(netns, image, &|holder| {
+            inside
+                .get(&holder.pid)
+                .map(|&pid| Place { pid, fd: holder.fd })
+        })
+    })
+}

@@ -1,0 +1,152 @@
+//! Which process holds which socket.
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs, io,
+    os::fd::OwnedFd,
+};
+
+use netmig_core::{image::v1::sock::Holder, socket::Owner};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::error::Error;
+use crate::sys::pidfd::PidFd;
+
+/// A descriptor as the host sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Pid on the host.
+    pub pid: i32,
+    /// File descriptor.
+    pub fd: i32,
+}
+
+/// The sockets that some processes hold, by inode.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    sockets: BTreeMap<u64, Vec<Owner>>,
+    processes: HashMap<i32, (PidFd, i32)>,
+}
+
+impl Held {
+    /// Walks /proc/PID/fd of every process. A process that has gone holds nothing.
+    pub(super) fn by(pids: &[i32]) -> Result<Self, Error> {
+        let mut held = Self::default();
+        for &pid in pids {
+            let reading = |what: String| move |source| Error::Proc { what, source };
+            let process = match PidFd::open(pid) {
+                Ok(process) => process,
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => continue,
+                Err(e) => return Err(reading(format!("process {pid}"))(e)),
+            };
+            let dir = format!("/proc/{pid}/fd");
+            let entries = match fs::read_dir(&dir) {
+                Ok(entries) => entries,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(reading(dir)(e)),
+            };
+            held.processes.insert(pid, (process, inner_pid(pid)?));
+            for entry in entries {
+                let entry = entry.map_err(reading(dir.clone()))?;
+                let Some(fd) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+                    continue;
+                };
+                // A descriptor of a running process may be closed before it is looked at.
+                let Ok(link) = fs::read_link(entry.path()) else {
+                    continue;
+                };
+                if let Some(inode) = link.to_str().and_then(socket_inode) {
+                    held.sockets
+                        .entry(inode)
+                        .or_default()
+                        .push(Owner { pid, fd });
+                }
+            }
+        }
+        for owners in held.sockets.values_mut() {
+            owners.sort_unstable();
+            owners.dedup();
+        }
+        make_room(held.sockets.len())?;
+        Ok(held)
+    }
+
+    /// Who holds the socket; none for inode 0.
+    pub(super) fn get(&self, inode: u64) -> Option<&[Owner]> {
+        self.sockets.get(&inode).map(Vec::as_slice)
+    }
+
+    /// Every socket that is held.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &[Owner])> {
+        self.sockets
+            .iter()
+            .map(|(&inode, owners)| (inode, owners.as_slice()))
+    }
+
+    /// A duplicate, by the first owner that still has it.
+    pub(super) fn duplicate(&self, owners: &[Owner]) -> Result<OwnedFd, Error> {
+        let mut last = io::Error::from_raw_os_error(libc::EBADF);
+        for owner in owners {
+            match self
+                .processes
+                .get(&owner.pid)
+                .map(|(process, _)| process.fd(owner.fd))
+            {
+                Some(Ok(fd)) => return Ok(fd),
+                Some(Err(e)) => last = e,
+                None => {}
+            }
+        }
+        let what = owners.first().map_or_else(String::new, |o| {
+            format!("descriptor {} of process {}", o.fd, o.pid)
+        });
+        Err(Error::Proc { what, source: last })
+    }
+
+    /// The owners with their pids inside the container.
+    pub(super) fn inside(&self, owners: &[Owner]) -> Vec<Holder> {
+        owners
+            .iter()
+            .filter_map(|o| {
+                self.processes
+                    .get(&o.pid)
+                    .map(|&(_, pid)| Holder { pid, fd: o.fd })
+            })
+            .collect()
+    }
+}
+
+/// Host pids of processes by their pid in the innermost pid namespace.
+pub(super) fn by_inner_pid(pids: &[i32]) -> Result<HashMap<i32, i32>, Error> {
+    pids.iter().map(|&pid| Ok((inner_pid(pid)?, pid))).collect()
+}
+
+/// Raises the soft limit of descriptors to the hard one if `more` duplicates need it.
+pub(super) fn make_room(more: usize) -> Result<(), Error> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(io::Error::from)?;
+    let want = more as u64 + 1024;
+    if soft < want && soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(io::Error::from)?;
+    }
+    Ok(())
+}
+
+fn inner_pid(pid: i32) -> Result<i32, Error> {
+    let what = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&what).map_err(|source| Error::Proc {
+        what: what.clone(),
+        source,
+    })?;
+    status
+        .lines()
+        .find_map(|l| l.strip_prefix("NSpid:"))
+        .and_then(|l| l.split_whitespace().next_back())
+        .and_then(|n| n.parse().ok())
+        .ok_or(Error::Malformed { what })
+}
+
+fn socket_inode(link: &str) -> Option<u64> {
+    link.strip_prefix("socket:[")?
+        .strip_suffix(']')?
+        .parse()
+        .ok()
+}

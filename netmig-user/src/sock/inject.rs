@@ -1,0 +1,351 @@
+//! Packets that no socket sends: for the container's own stack, as if they had come from the network, and one for the peer.
+//!
+//! A raw socket with its own IP header sends them. To the container's own address the route is local: they go over `lo`, keep
+//! that route (no reverse path check: ip_rcv_finish_core, ip6_rcv_finish), and count as arrived at the address's own device
+//! (inet_iif, inet6_iif). So it works with any kind of link, and nothing outside takes part.
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use netmig_core::image::v1::sock::{Datagram, Endpoint, Tcp, TcpState};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket};
+
+use super::common;
+use crate::sys::sockopt;
+
+const ACK: u8 = 0x10;
+const FIN: u8 = 0x01;
+const PROTO_TCP: u8 = 6;
+const PROTO_UDP: u8 = 17;
+
+/// The raw sockets, one a family, made when they are first needed.
+#[derive(Debug, Default)]
+pub(super) struct Injector {
+    v4: Option<OwnedFd>,
+    v6: Option<OwnedFd>,
+}
+
+impl Injector {
+    /// Tells our own stack the peer's window: an ACK of what it has acknowledged already. Without a timestamp, unless the peer's newest
+    /// one is known: a later one would make PAWS drop what is still to come.
+    pub(super) fn window(&mut self, tcp: &Tcp) -> io::Result<()> {
+        self.own(tcp, tcp.rcv_nxt, tcp.snd_una, peer_window(tcp), ACK)
+    }
+
+    /// Delivers the FIN that the peer had sent.
+    pub(super) fn fin(&mut self, tcp: &Tcp) -> io::Result<()> {
+        self.own(tcp, tcp.rcv_nxt, tcp.snd_una, peer_window(tcp), ACK | FIN)
+    }
+
+    /// Delivers the ACK of our FIN, which the stack has just sent once more.
+    pub(super) fn fin_acknowledged(&mut self, tcp: &Tcp) -> io::Result<()> {
+        self.own(
+            tcp,
+            tcp.rcv_nxt,
+            tcp.write_seq.wrapping_add(1),
+            peer_window(tcp),
+            ACK,
+        )
+    }
+
+    /// Makes our own stack tell the peer its window: a keepalive (RFC 9293, 3.8.4), seq = rcv_nxt - 1, which it answers with an ACK that
+    /// is right in every field (tcp_send_dupack). At most one in 500 ms for a socket (tcp_oow_rate_limited).
+    pub(super) fn keepalive(&mut self, tcp: &Tcp) -> io::Result<()> {
+        self.own(tcp, tcp.rcv_nxt.wrapping_sub(1), tcp.snd_una, 0, ACK)
+    }
+
+    /// Asks the peer for its ACK and window: one byte of old data, seq = snd_una - 1, which it drops and answers. The stack's own probe
+    /// has no payload, and a peer that was probed within the last 500 ms does not answer that (tcp_oow_rate_limited); data it always
+    /// answers. `stamp`: what the connection would send now.
+    pub(super) fn probe(&mut self, tcp: &Tcp, stamp: u32) -> io::Result<()> {
+        self.peer(tcp, stamp, tcp.snd_una.wrapping_sub(1), &[0])
+    }
+
+    /// Sends what was in flight once more, from its first byte on, as far as there is room for it. The stack does not do so before a
+    /// timer: restored segments carry no send time, so RACK never finds them lost.
+    pub(super) fn resend(&mut self, tcp: &Tcp, stamp: u32, flight: &[u8]) -> io::Result<()> {
+        let mut seq = tcp.snd_una;
+        for payload in flight.chunks(tcp.snd_mss.max(1) as usize) {
+            match self.peer(tcp, stamp, seq, payload) {
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) => {
+                    return Ok(());
+                }
+                sent => sent?,
+            }
+            seq = seq.wrapping_add(payload.len() as u32);
+        }
+        Ok(())
+    }
+
+    /// A segment to the peer. `stamp`: what the connection would send now.
+    fn peer(&mut self, tcp: &Tcp, stamp: u32, seq: u32, payload: &[u8]) -> io::Result<()> {
+        let shift = tcp.wscale.map_or(0, |(_, rcv)| rcv);
+        let edge = tcp
+            .window
+            .rcv_wup
+            .wrapping_add(tcp.window.rcv_wnd)
+            .wrapping_sub(tcp.rcv_nxt);
+        let window = if edge <= i32::MAX as u32 {
+            edge >> shift
+        } else {
+            0
+        };
+        let segment = Segment {
+            from: tcp.local.canonical(),
+            to: tcp.peer.canonical(),
+            seq,
+            ack: tcp.rcv_nxt,
+            window: u16::try_from(window).unwrap_or(u16::MAX),
+            flags: ACK,
+            stamps: tcp.timestamps.then(|| (stamp, tcp.ts_recent.unwrap_or(0))),
+            payload,
+        };
+        self.send(segment.from, segment.to, PROTO_TCP, &segment.bytes())
+    }
+
+    /// Delivers a datagram to `port`.
+    pub(super) fn datagram(&mut self, datagram: &Datagram, port: u16) -> io::Result<()> {
+        let (from, to) = (
+            datagram.from.canonical(),
+            Endpoint {
+                ip: datagram.to,
+                port,
+                scope: datagram.from.scope,
+            }
+            .canonical(),
+        );
+        let length = u16::try_from(8 + datagram.data.len()).map_err(io::Error::other)?;
+        let mut udp = Vec::with_capacity(usize::from(length));
+        for field in [from.port, to.port, length, 0] {
+            udp.extend_from_slice(&field.to_be_bytes());
+        }
+        udp.extend_from_slice(&datagram.data);
+        let sum = match checksum(from.ip, to.ip, PROTO_UDP, &udp) {
+            0 => 0xffff, // RFC 768: 0 means that there is none
+            sum => sum,
+        };
+        udp[6..8].copy_from_slice(&sum.to_be_bytes());
+        self.send(from, to, PROTO_UDP, &udp)
+    }
+
+    /// A segment from the peer, without payload.
+    fn own(&mut self, tcp: &Tcp, seq: u32, ack: u32, window: u16, flags: u8) -> io::Result<()> {
+        let segment = Segment {
+            from: tcp.peer.canonical(),
+            to: tcp.local.canonical(),
+            seq,
+            ack,
+            window,
+            flags,
+            stamps: tcp
+                .ts_recent
+                .filter(|_| tcp.timestamps)
+                .map(|newest| (newest, 0)),
+            payload: &[],
+        };
+        self.send(segment.from, segment.to, PROTO_TCP, &segment.bytes())
+    }
+
+    fn send(
+        &mut self,
+        from: Endpoint,
+        to: Endpoint,
+        protocol: u8,
+        payload: &[u8],
+    ) -> io::Result<()> {
+        let (slot, family) = match to.ip {
+            IpAddr::V4(_) => (&mut self.v4, AddressFamily::Inet),
+            IpAddr::V6(_) => (&mut self.v6, AddressFamily::Inet6),
+        };
+        let raw = match slot {
+            Some(raw) => raw,
+            None => slot.insert(raw_socket(family)?),
+        };
+        let packet = packet(from.ip, to.ip, protocol, payload)?;
+        let to = common::address(Endpoint { port: 0, ..to });
+        sendto(
+            raw.as_raw_fd(),
+            &packet,
+            to.as_ref(),
+            MsgFlags::MSG_DONTWAIT,
+        )?;
+        Ok(())
+    }
+}
+
+/// With room for what waits until the peer's link address is known.
+fn raw_socket(family: AddressFamily) -> io::Result<OwnedFd> {
+    const ROOM: i32 = 32 << 20;
+    let raw = socket(
+        family,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::Raw,
+    )?;
+    sockopt::set_int(&raw, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, ROOM)?;
+    Ok(raw)
+}
+
+/// The peer's window as its header would have it. A FIN needs room for itself: one unit at least if it was acknowledged already.
+fn peer_window(tcp: &Tcp) -> u16 {
+    let shift = tcp.wscale.map_or(0, |(snd, _)| snd);
+    let least = u32::from(tcp.state == TcpState::FinWait2);
+    u16::try_from((tcp.peer_window >> shift).max(least)).unwrap_or(u16::MAX)
+}
+
+/// A TCP segment.
+struct Segment<'a> {
+    from: Endpoint,
+    to: Endpoint,
+    seq: u32,
+    ack: u32,
+    /// As it stands in the header.
+    window: u16,
+    flags: u8,
+    /// tsval, tsecr.
+    stamps: Option<(u32, u32)>,
+    payload: &'a [u8],
+}
+
+impl Segment<'_> {
+    fn bytes(&self) -> Vec<u8> {
+        let words: u8 = if self.stamps.is_some() { 8 } else { 5 };
+        let mut t = Vec::with_capacity(32 + self.payload.len());
+        t.extend_from_slice(&self.from.port.to_be_bytes());
+        t.extend_from_slice(&self.to.port.to_be_bytes());
+        t.extend_from_slice(&self.seq.to_be_bytes());
+        t.extend_from_slice(&self.ack.to_be_bytes());
+        t.extend_from_slice(&[words << 4, self.flags]);
+        t.extend_from_slice(&self.window.to_be_bytes());
+        t.extend_from_slice(&[0; 4]);
+        if let Some((tsval, tsecr)) = self.stamps {
+            t.extend_from_slice(&[1, 1, 8, 10]);
+            t.extend_from_slice(&tsval.to_be_bytes());
+            t.extend_from_slice(&tsecr.to_be_bytes());
+        }
+        t.extend_from_slice(self.payload);
+        let sum = checksum(self.from.ip, self.to.ip, PROTO_TCP, &t);
+        t[16..18].copy_from_slice(&sum.to_be_bytes());
+        t
+    }
+}
+
+/// With the highest hop limit: a socket may demand it (IP_MINTTL, IPV6_MINHOPCOUNT). IPv4: the kernel fills in length, identification and checksum (raw_send_hdrinc).
+fn packet(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> io::Result<Vec<u8>> {
+    let mut p = Vec::with_capacity(40 + payload.len());
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            p.extend_from_slice(&[0x45, 0, 0, 0, 0, 0, 0, 0, 255, protocol, 0, 0]);
+            p.extend_from_slice(&from.octets());
+            p.extend_from_slice(&to.octets());
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let length = u16::try_from(payload.len()).map_err(io::Error::other)?;
+            p.extend_from_slice(&[0x60, 0, 0, 0]);
+            p.extend_from_slice(&length.to_be_bytes());
+            p.extend_from_slice(&[protocol, 255]);
+            p.extend_from_slice(&from.octets());
+            p.extend_from_slice(&to.octets());
+        }
+        _ => return Err(io::Error::other("addresses of different families")),
+    }
+    p.extend_from_slice(payload);
+    Ok(p)
+}
+
+/// RFC 1071 over the pseudo header and the payload.
+fn checksum(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> u16 {
+    let mut sum = u64::from(protocol) + payload.len() as u64;
+    let mut add = |bytes: &[u8]| {
+        for pair in bytes.chunks(2) {
+            sum += u64::from(u16::from_be_bytes([
+                pair[0],
+                pair.get(1).copied().unwrap_or(0),
+            ]));
+        }
+    };
+    for ip in [from, to] {
+        match ip {
+            IpAddr::V4(ip) => add(&Ipv4Addr::octets(&ip)),
+            IpAddr::V6(ip) => add(&Ipv6Addr::octets(&ip)),
+        }
+    }
+    add(payload);
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::{Ipv4Header, Ipv4HeaderSlice, Ipv6HeaderSlice, TcpSlice};
+
+    fn segment(
+        from: &str,
+        to: &str,
+        stamps: Option<(u32, u32)>,
+        payload: &'static [u8],
+    ) -> (Segment<'static>, Vec<u8>) {
+        let end = |ip: &str, port| Endpoint {
+            ip: ip.parse().expect("an address"),
+            port,
+            scope: 0,
+        };
+        let segment = Segment {
+            from: end(from, 6379),
+            to: end(to, 50_000),
+            seq: u32::MAX,
+            ack: 7,
+            window: 501,
+            flags: ACK | FIN,
+            stamps,
+            payload,
+        };
+        let bytes = segment.bytes();
+        let packet = packet(segment.from.ip, segment.to.ip, PROTO_TCP, &bytes).expect("a packet");
+        (segment, packet)
+    }
+
+    #[test]
+    fn an_ipv4_segment_reads_back_with_a_right_checksum() {
+        let (sent, packet) = segment("192.0.2.1", "192.0.2.10", Some((123, 456)), b"odd");
+        let ip = Ipv4HeaderSlice::from_slice(&packet).expect("an IPv4 header");
+        let tcp = TcpSlice::from_slice(&packet[Ipv4Header::MIN_LEN..]).expect("a TCP header");
+        assert_eq!(
+            (ip.source(), ip.destination()),
+            ([192, 0, 2, 1], [192, 0, 2, 10])
+        );
+        assert_eq!((tcp.source_port(), tcp.destination_port()), (6379, 50_000));
+        assert_eq!(
+            (
+                tcp.sequence_number(),
+                tcp.acknowledgment_number(),
+                tcp.window_size()
+            ),
+            (u32::MAX, 7, 501)
+        );
+        assert!(tcp.ack() && tcp.fin() && !tcp.rst() && !tcp.syn());
+        assert_eq!(tcp.payload(), sent.payload);
+        assert_eq!(tcp.options(), [1, 1, 8, 10, 0, 0, 0, 123, 0, 0, 1, 200]);
+        assert_eq!(
+            tcp.calc_checksum_ipv4(ip.source(), ip.destination()),
+            Ok(tcp.checksum())
+        );
+    }
+
+    #[test]
+    fn an_ipv6_segment_reads_back_with_a_right_checksum() {
+        let (_, packet) = segment("2001:db8::1", "2001:db8::10", None, b"");
+        let ip = Ipv6HeaderSlice::from_slice(&packet).expect("an IPv6 header");
+        let tcp = TcpSlice::from_slice(&packet[40..]).expect("a TCP header");
+        assert_eq!((ip.payload_length(), ip.hop_limit()), (20, 255));
+        assert_eq!(
+            tcp.calc_checksum_ipv6(ip.source(), ip.destination()),
+            Ok(tcp.checksum())
+        );
+    }
+}

@@ -1,0 +1,94 @@
+//! What the source keeps of a dump until the move is decided.
+use std::os::fd::OwnedFd;
+
+use netmig_core::image::v1::sock::Common;
+
+use super::error::{Error, On};
+use crate::sys::sockopt::{self, number::TCP_REPAIR_OFF_NO_WP};
+
+/// Duplicates of the connections that were dumped, in the order of the image.
+#[derive(Debug, Default)]
+pub struct Kept {
+    sockets: Vec<Socket>,
+}
+
+#[derive(Debug)]
+struct Socket {
+    fd: OwnedFd,
+    name: String,
+    reuseaddr: i32,
+    reuseport: i32,
+}
+
+impl Kept {
+    /// How many connections.
+    pub fn len(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// No connection at all.
+    pub fn is_empty(&self) -> bool {
+        self.sockets.is_empty()
+    }
+
+    /// The move is off: makes sure that no connection is in repair and that the options which repair touches are what they were. Goes on
+    /// after an error and reports them all.
+    pub fn undo(&self) -> Vec<Error> {
+        self.sockets.iter().filter_map(|s| s.undo().err()).collect()
+    }
+
+    /// The container lives at the target: its connections here end without a FIN, an RST or an orphan, so that nothing of them is left
+    /// in a namespace that stays. They are put into repair, in which the last close is silent (tcp_close), so the tasks must never run
+    /// again. Goes on after an error and reports them all.
+    pub fn silence(self) -> Vec<Error> {
+        let repair = |s: &Socket| {
+            sockopt::set_int(&s.fd, libc::SOL_TCP, libc::TCP_REPAIR, 1)
+                .on("entering TCP_REPAIR", &s.name)
+        };
+        self.sockets
+            .iter()
+            .filter_map(|s| repair(s).err())
+            .collect()
+    }
+
+    pub(super) fn keep(&mut self, fd: OwnedFd, common: &Common, name: String) -> usize {
+        self.sockets.push(Socket {
+            fd,
+            name,
+            reuseaddr: common.reuseaddr,
+            reuseport: common.reuseport,
+        });
+        self.sockets.len() - 1
+    }
+
+    pub(super) fn fd(&self, slot: usize) -> &OwnedFd {
+        &self.sockets[slot].fd
+    }
+}
+
+impl Socket {
+    fn undo(&self) -> Result<(), Error> {
+        let (fd, name) = (&self.fd, &self.name);
+        if sockopt::int(fd, libc::SOL_TCP, libc::TCP_REPAIR).on("reading TCP_REPAIR", name)? != 0 {
+            sockopt::set_int(fd, libc::SOL_TCP, libc::TCP_REPAIR, TCP_REPAIR_OFF_NO_WP)
+                .on("leaving TCP_REPAIR", name)?;
+        }
+        for (option, value, call) in [
+            (
+                libc::SO_REUSEADDR,
+                self.reuseaddr,
+                "setting SO_REUSEADDR back",
+            ),
+            (
+                libc::SO_REUSEPORT,
+                self.reuseport,
+                "setting SO_REUSEPORT back",
+            ),
+        ] {
+            if sockopt::int(fd, libc::SOL_SOCKET, option).on(call, name)? != value {
+                sockopt::set_int(fd, libc::SOL_SOCKET, option, value).on(call, name)?;
+            }
+        }
+        Ok(())
+    }
+}

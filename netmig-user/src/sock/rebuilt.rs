@@ -1,0 +1,366 @@
+//! What a restore has rebuilt at the target, until it is open.
+use std::{
+    collections::HashMap,
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use netmig_core::image::v1::sock::{Common, Datagram, Holder, Sockets, Tcp, TcpState};
+use nix::sys::socket::{Shutdown, shutdown};
+
+use super::{
+    common,
+    error::{Error, On},
+    holders::{Place, make_room},
+    inject::Injector,
+    listen,
+    option::{self, Refused, When},
+    tcp::{self, Kernels},
+    udp,
+};
+use crate::sys::{netns::within, pidfd::PidFd, sockopt};
+
+/// Connections that stand at the target behind its closed gate.
+#[derive(Debug)]
+pub struct Rebuilt {
+    netns: PathBuf,
+    connections: Vec<Connection>,
+    datagrams: Vec<(u16, Datagram)>,
+    refused: Vec<Refused>,
+    inner_open: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Connection {
+    fd: OwnedFd,
+    /// Without its queues.
+    tcp: Tcp,
+    /// Bytes that went in as sent.
+    flight: Vec<u8>,
+    /// Both ends are in the container.
+    inner: bool,
+}
+
+/// What an opening did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// Connections that were started.
+    pub connections: usize,
+    /// Peers that were asked for their ACK, because something was in flight or their window was not known.
+    pub probed: usize,
+    /// Datagrams delivered out of receive queues.
+    pub datagrams: usize,
+}
+
+type Placed<'a> = &'a (dyn Fn(&Holder) -> Option<Place> + Sync);
+
+impl Rebuilt {
+    /// Opens everything: the gate passes now, the tasks are still stopped. Queued datagrams are delivered; every connection learns its
+    /// peer's window, so that its own data starts, and tells the peer the true one; where something was in flight the peer is asked
+    /// for its ACK. No timer is waited for. Inner connections are opened too, if [`Self::open_inner`] was not called.
+    ///
+    /// # Errors
+    /// The first step that failed; the others were done all the same.
+    pub fn open(&self) -> Result<Opened, Error> {
+        let inner = self.open_inner()?;
+        let mut opened = within(&self.netns, || {
+            let mut injector = Injector::default();
+            let mut failed = None;
+            let mut datagrams = 0;
+            for (port, datagram) in &self.datagrams {
+                match injector
+                    .datagram(datagram, *port)
+                    .on("delivering a datagram", &format!("udp port {port}"))
+                {
+                    Ok(()) => datagrams += 1,
+                    Err(e) => failed = failed.or(Some(e)),
+                }
+            }
+            let opened = start(self.connections.iter().filter(|c| !c.inner), &mut injector);
+            match failed {
+                None => opened.map(|o| Opened { datagrams, ..o }),
+                Some(e) => Err(e),
+            }
+        })?;
+        opened.connections += inner.connections;
+        opened.probed += inner.probed;
+        Ok(opened)
+    }
+
+    /// Opens the connections with both ends in the container: their traffic goes over `lo`, whose gate passes now.
+    ///
+    /// # Errors
+    /// The first step that failed; the others were done all the same.
+    pub fn open_inner(&self) -> Result<Opened, Error> {
+        if self.inner_open.swap(true, Ordering::AcqRel) {
+            return Ok(Opened::default());
+        }
+        within(&self.netns, || {
+            start(
+                self.connections.iter().filter(|c| c.inner),
+                &mut Injector::default(),
+            )
+        })
+    }
+
+    /// Options that this kernel refused.
+    pub fn refused(&self) -> &[Refused] {
+        &self.refused
+    }
+
+    /// How many connections.
+    pub fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// No connection at all.
+    pub fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+
+    pub(super) fn build(netns: &Path, image: &Sockets, place: Placed<'_>) -> Result<Self, Error> {
+        let kernels = Kernels {
+            source: image.kernel,
+            here: common::kernel()?,
+        };
+        let mut rebuilt = Self::find(netns, image, place, State::Closed)?;
+        let built = rebuilt.build_all(image, kernels);
+        if let Err(e) = built {
+            for c in &rebuilt.connections {
+                if let Err(also) = tcp::discard(&c.fd, &c.tcp) {
+                    tracing::warn!("{also}");
+                }
+            }
+            return Err(e);
+        }
+        rebuilt.others(image, place)?;
+        Ok(rebuilt)
+    }
+
+    pub(super) fn adopt(netns: &Path, image: &Sockets, place: Placed<'_>) -> Result<Self, Error> {
+        Self::find(netns, image, place, State::Connected)
+    }
+
+    fn build_all(&mut self, image: &Sockets, kernels: Kernels) -> Result<(), Error> {
+        for (c, tcp) in self.connections.iter().zip(&image.tcp) {
+            self.refused.extend(tcp::rebuild(
+                &c.fd,
+                tcp,
+                [c.tcp.local, c.tcp.peer],
+                kernels,
+            )?);
+        }
+        // Only now: an end of an inner connection that leaves repair before the other end is there would be answered with RST.
+        for (c, tcp) in self.connections.iter().zip(&image.tcp) {
+            self.refused.extend(tcp::release(&c.fd, tcp)?);
+        }
+        Ok(())
+    }
+
+    fn others(&mut self, image: &Sockets, place: Placed<'_>) -> Result<(), Error> {
+        let mut found = Finder {
+            place,
+            processes: HashMap::new(),
+        };
+        for listener in &image.listeners {
+            let fd = found.duplicate(&listener.common, &listen::name(listener.local))?;
+            self.refused.extend(listen::restore(&fd, listener)?);
+        }
+        for udp in &image.udp {
+            let fd = found.duplicate(&udp.common, &udp::name(udp))?;
+            self.refused.extend(udp::restore(&fd, udp)?);
+        }
+        Ok(())
+    }
+
+    fn find(netns: &Path, image: &Sockets, place: Placed<'_>, state: State) -> Result<Self, Error> {
+        make_room(image.tcp.len())?;
+        let interfaces = common::interfaces()?;
+        let here = |end| common::rescope(end, &image.interfaces, &interfaces);
+        let mut found = Finder {
+            place,
+            processes: HashMap::new(),
+        };
+        let mut connections = Vec::with_capacity(image.tcp.len());
+        for tcp in &image.tcp {
+            let fd = found.duplicate(&tcp.common, &tcp.to_string())?;
+            state.expect(&fd, tcp)?;
+            let flight = tcp::split(tcp).0.to_vec();
+            let head = Tcp {
+                local: here(tcp.local),
+                peer: here(tcp.peer),
+                ..tcp.head()
+            };
+            connections.push(Connection {
+                fd,
+                tcp: head,
+                flight,
+                inner: false,
+            });
+        }
+        for &(a, b) in &image.pairs {
+            connections[a as usize].inner = true;
+            connections[b as usize].inner = true;
+        }
+        let moved = |d: &Datagram| Datagram {
+            from: here(d.from),
+            ..d.clone()
+        };
+        let datagrams = image
+            .udp
+            .iter()
+            .flat_map(|u| u.queue.iter().map(move |d| (u.local.port, moved(d))))
+            .collect();
+        Ok(Self {
+            netns: netns.to_owned(),
+            connections,
+            datagrams,
+            refused: Vec::new(),
+            inner_open: AtomicBool::new(false),
+        })
+    }
+}
+
+/// Own data first, then the peer, then the question for lost ACKs: the order that was measured to be the quickest.
+fn start<'a>(
+    connections: impl Iterator<Item = &'a Connection>,
+    injector: &mut Injector,
+) -> Result<Opened, Error> {
+    let mut opened = Opened::default();
+    let mut failed = None;
+    for c in connections {
+        opened.connections += 1;
+        match c.start(injector) {
+            Ok(probed) => opened.probed += usize::from(probed),
+            Err(e) => failed = failed.or(Some(e)),
+        }
+    }
+    failed.map_or(Ok(opened), Err)
+}
+
+impl Connection {
+    fn start(&self, injector: &mut Injector) -> Result<bool, Error> {
+        let tcp = &self.tcp;
+        let refused = option::apply(&self.fd, &tcp.common.settings, When::Open, tcp);
+        // Which FIN came first decides between LAST_ACK and CLOSING.
+        if matches!(tcp.state, TcpState::CloseWait | TcpState::LastAck) {
+            injector.fin(tcp).on("delivering the peer's FIN", tcp)?;
+        }
+        if tcp.state.fin_written() {
+            shutdown(self.fd.as_raw_fd(), Shutdown::Write).on("shutting it down", tcp)?;
+        }
+        if tcp.peer_window > 0 || tcp.state == TcpState::FinWait2 {
+            injector
+                .window(tcp)
+                .on("telling it the peer's window", tcp)?;
+        }
+        match tcp.state {
+            TcpState::FinWait2 => injector
+                .fin_acknowledged(tcp)
+                .on("delivering the ACK of its FIN", tcp)?,
+            TcpState::Closing => injector.fin(tcp).on("delivering the peer's FIN", tcp)?,
+            _ => {}
+        }
+        if tcp.shut_read && !tcp.state.fin_received() {
+            shutdown(self.fd.as_raw_fd(), Shutdown::Read)
+                .on("shutting it down for reading", tcp)?;
+        }
+        // An inner peer knows already. One that has sent its FIN sends no more; and that connection may be over by now, and would
+        // answer with RST.
+        if !self.inner && !tcp.state.fin_received() {
+            injector
+                .keepalive(tcp)
+                .on("making it tell its window", tcp)?;
+        }
+        // A window far below what the peer has offered before is one that a drain has shrunk, or one that may have opened meanwhile.
+        let probe =
+            !self.inner && (tcp.in_flight() > 0 || tcp.peer_window < tcp.window.max_window / 2);
+        if probe {
+            let stamp = tcp::stamp(&self.fd, tcp)?;
+            injector
+                .probe(tcp, stamp)
+                .on("asking its peer for an ACK", tcp)?;
+            injector
+                .resend(tcp, stamp, &self.flight)
+                .on("sending what was in flight once more", tcp)?;
+        }
+        match refused.into_iter().next() {
+            Some(Refused { source, .. }) => Err(source).on("setting a timer option", tcp),
+            None => Ok(probe),
+        }
+    }
+}
+
+/// What a descriptor must hold.
+#[derive(Clone, Copy)]
+enum State {
+    /// A TCP socket in CLOSE, as the engine leaves it.
+    Closed,
+    /// The connection itself.
+    Connected,
+}
+
+impl State {
+    fn expect(self, fd: &OwnedFd, tcp: &Tcp) -> Result<(), Error> {
+        const CLOSE: u32 = 7;
+        let mismatch = |what: String| Error::Mismatch {
+            socket: tcp.to_string(),
+            holder: tcp.common.holders[0],
+            what,
+        };
+        let int = |name| sockopt::int(fd, libc::SOL_SOCKET, name);
+        let family = if tcp.common.v6 {
+            libc::AF_INET6
+        } else {
+            libc::AF_INET
+        };
+        match (int(libc::SO_DOMAIN), int(libc::SO_PROTOCOL)) {
+            (Ok(domain), Ok(libc::IPPROTO_TCP)) if domain == family => {}
+            (Ok(domain), Ok(protocol)) => {
+                return Err(mismatch(format!(
+                    "a socket of family {domain}, protocol {protocol}"
+                )));
+            }
+            (Err(e), _) | (_, Err(e)) => return Err(mismatch(format!("no socket: {e}"))),
+        }
+        let state: u32 = sockopt::read::<u32>(fd, libc::SOL_TCP, libc::TCP_INFO)
+            .on("reading TCP_INFO", tcp)?
+            & 0xff;
+        match self {
+            Self::Closed if state != CLOSE => Err(mismatch(format!(
+                "a TCP socket in state {state}, not closed"
+            ))),
+            Self::Connected if state == CLOSE => Err(mismatch("a closed TCP socket".to_owned())),
+            _ => Ok(()),
+        }
+    }
+}
+
+struct Finder<'a> {
+    place: Placed<'a>,
+    processes: HashMap<i32, PidFd>,
+}
+
+impl Finder<'_> {
+    fn duplicate(&mut self, common: &Common, socket: &str) -> Result<OwnedFd, Error> {
+        for holder in &common.holders {
+            let Some(Place { pid, fd }) = (self.place)(holder) else {
+                continue;
+            };
+            let process = match self.processes.entry(pid) {
+                std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
+                std::collections::hash_map::Entry::Vacant(new) => {
+                    new.insert(PidFd::open(pid).on("opening its process", &socket)?)
+                }
+            };
+            if let Ok(fd) = process.fd(fd) {
+                return Ok(fd);
+            }
+        }
+        Err(Error::Missing {
+            socket: socket.to_owned(),
+            holder: common.holders[0],
+        })
+    }
+}
