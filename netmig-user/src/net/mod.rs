@@ -1,1 +1,103 @@
 //! The container's network: snapshot, creation behind a closed gate, announcement, removal.
+//!
+//! One file a kind of object, reading and writing side by side ([`link`], [`addr`], [`route`], [`rule`], [`neigh`], [`sysctl`]), over one
+//! small netlink socket ([`netlink`]). What is not the container's own but the host's (bridges, parents, uplinks) is in [`mod@topology`].
+//!
+//! The order of [`create()`] is what keeps the segment silent: links are made down, the caller attaches the gate, only then do they come up.
+pub mod addr;
+pub mod announce;
+pub mod attr;
+pub mod check;
+pub mod create;
+pub mod frame;
+pub mod link;
+pub mod membership;
+pub mod namespace;
+pub mod neigh;
+pub mod netlink;
+pub mod packet;
+pub mod probe;
+pub mod remove;
+pub mod route;
+pub mod rule;
+pub mod snapshot;
+pub mod sysctl;
+pub mod topology;
+mod uapi;
+
+pub use announce::{Announced, announce};
+pub use check::objections;
+pub use create::{Created, create, intent};
+pub use neigh::forget_unresolved;
+pub use probe::{Clash, Segment, clashes, same_segment};
+pub use remove::{Marked, depart, marked, remove};
+pub use snapshot::snapshot;
+pub use topology::{Link, LinkKind, Topology, links, topology};
+
+use std::io;
+
+/// What failed, on which object.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A namespace could not be opened, entered or made, or a socket not opened.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// A step that rtnetlink did not do.
+    #[error("{what}: {cause}")]
+    Netlink {
+        /// Step and object.
+        what: String,
+        /// Why.
+        cause: netlink::Error,
+    },
+    /// A step on a file or a packet socket that failed.
+    #[error("{what}: {cause}")]
+    Step {
+        /// Step and object.
+        what: String,
+        /// Why.
+        cause: io::Error,
+    },
+    /// Found before anything was made; each with what to do.
+    #[error("the network cannot be made here: {}", .0.join("; "))]
+    Refused(Vec<String>),
+    /// The caller's work between making the links and bringing them up failed.
+    #[error("before the links come up: {0}")]
+    BeforeUp(String),
+    /// It failed, and so did a part of undoing it.
+    #[error("{cause}; and not everything could be undone: {}", .left.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Undo {
+        /// The failure itself.
+        cause: Box<Error>,
+        /// What is left.
+        left: Vec<Error>,
+    },
+}
+
+/// Names the step that a failure belongs to.
+trait Doing<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, Error>;
+}
+
+impl<T> Doing<T> for Result<T, netlink::Error> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, Error> {
+        self.map_err(|cause| Error::Netlink {
+            what: what(),
+            cause,
+        })
+    }
+}
+
+impl<T> Doing<T> for io::Result<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, Error> {
+        self.map_err(|cause| Error::Step {
+            what: what(),
+            cause,
+        })
+    }
+}
+
+/// A netlink socket in the namespace of the calling thread.
+fn open() -> Result<netlink::Netlink, Error> {
+    netlink::Netlink::open().doing(|| "opening an rtnetlink socket".to_owned())
+}

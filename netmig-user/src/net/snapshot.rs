@@ -1,0 +1,51 @@
+//! The whole network of a namespace as it is now.
+use std::path::Path;
+
+use netmig_core::image::v1::net::{LinkKind, Network};
+
+use super::{Error, addr, link, neigh, open, route, rule, sysctl};
+use crate::sys::netns::within;
+
+/// Reads the network of the namespace at `netns`.
+///
+/// # Errors
+/// If the namespace cannot be entered or one of its tables not be read.
+pub fn snapshot(netns: &Path) -> Result<Network, Error> {
+    within(netns, here)
+}
+
+/// Reads the network of the calling thread's namespace.
+pub(super) fn here() -> Result<Network, Error> {
+    let mut nl = open()?;
+    let seen: Vec<_> = link::dump(&mut nl)?
+        .into_iter()
+        .filter(|l| !l.is_fallback())
+        .collect();
+    let names = link::names(&seen);
+    let (addresses, mut not_carried) = addr::dump(&mut nl, &names)?;
+    let (routes, lost) = route::dump(&mut nl, &names)?;
+    not_carried.extend(lost);
+    let (rules, lost) = rule::dump(&mut nl)?;
+    not_carried.extend(lost);
+    let neighbours = neigh::dump(&mut nl, &names)?;
+    let links: Vec<_> = seen.iter().map(link::Seen::image).collect();
+    for strange in links
+        .iter()
+        .filter(|l| matches!(l.kind, LinkKind::Other(_)))
+    {
+        not_carried.push(format!(
+            "link {} is a {} device",
+            strange.name, strange.kind
+        ));
+    }
+    let sysctls = sysctl::carried()?;
+    Ok(Network {
+        links,
+        addresses,
+        routes,
+        rules,
+        neighbours,
+        sysctls,
+        not_carried,
+    })
+}

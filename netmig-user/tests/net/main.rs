@@ -1,0 +1,8 @@
+//! The container's network, in namespaces of the test's own: two hosts, a segment between them, containers on it.
+mod random;
+mod round_trip;
+mod segment;
+mod silence;
+mod undo;
+mod where_it_lives;
+mod world;
