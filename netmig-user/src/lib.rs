@@ -3,6 +3,7 @@
 //! Direction: cli -> driver -> {core, gate, sock, net, engine, wire}; gate, sock and net see neither engine nor wire nor each other;
 //! engine -> runtime. All of gate, sock, net, engine and runtime block: the driver calls them on blocking threads.
 pub mod engine;
+pub mod files;
 pub mod gate;
 pub mod net;
 pub mod runtime;

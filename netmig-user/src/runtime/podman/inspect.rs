@@ -1,0 +1,664 @@
+//! A podman container as it runs, and what stands against moving it.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use netmig_core::container::{
+    Container, Manager, Mount, MountFate, PodmanNetwork, Recipe, Resurrector,
+};
+use nix::ifaddrs::getifaddrs;
+
+use super::{
+    args,
+    record::{NetworkRecord, Record},
+};
+use crate::{
+    engine::cgroup,
+    runtime::{Error, Inspected, Mounts, tool},
+    sys::netns,
+};
+
+/// Label that `podman generate systemd` and quadlet put on a container.
+const UNIT_LABEL: &str = "PODMAN_SYSTEMD_UNIT";
+
+/// The record of a container by name or id; none if podman knows none.
+pub fn record(name: &str) -> Result<Option<Record>, Error> {
+    let argv = ["podman", "container", "inspect", "--", name];
+    match tool::json::<Vec<Record>>(&argv) {
+        Ok(records) => Ok(records.into_iter().next()),
+        Err(tool::Error::Failed { stderr, .. })
+            if stderr.contains("no such container")
+                || stderr.contains("no container with name") =>
+        {
+            Ok(None)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The record of a network; none if podman knows none.
+pub fn network(name: &str) -> Result<Option<NetworkRecord>, Error> {
+    match tool::json::<Vec<NetworkRecord>>(&["podman", "network", "inspect", "--", name]) {
+        Ok(records) => Ok(records.into_iter().next()),
+        Err(tool::Error::Failed { stderr, .. })
+            if stderr.contains("not found") || stderr.contains("no such network") =>
+        {
+            Ok(None)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Looks at a running container.
+pub fn inspect(name: &str, mounts: &Mounts) -> Result<Inspected, Error> {
+    let record = record(name)?.ok_or_else(|| Error::NoSuchContainer {
+        manager: "podman",
+        name: name.to_owned(),
+        hint: "; a container of another user (rootless podman) is not seen by root and cannot be moved: run it as root".into(),
+    })?;
+    let mut networks = Vec::new();
+    for name in record.network_settings.networks.keys() {
+        networks.extend(network(name)?);
+    }
+    let path = &record.oci_config_path;
+    let config = fs::read_to_string(path).map_err(|e| Error::file("reading", path, e))?;
+    let interfaces = if record.state.pid > 0 {
+        interfaces(record.state.pid)?
+    } else {
+        Vec::new()
+    };
+    assemble(&record, &networks, &interfaces, &config, mounts)
+}
+
+/// Names and MACs of the interfaces that a process sees. podman's record has no names.
+fn interfaces(pid: i32) -> Result<Vec<(String, String)>, Error> {
+    let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+    let found = netns::within(&path, || {
+        let found = getifaddrs()?.filter_map(|interface| {
+            let mac = interface.address?.as_link_addr()?.addr()?;
+            Some((
+                interface.interface_name,
+                mac.map(|byte| format!("{byte:02x}")).join(":"),
+            ))
+        });
+        Ok::<_, std::io::Error>(found.collect())
+    });
+    found.map_err(|e| Error::file("listing the interfaces of", &path, e))
+}
+
+/// The container of a record. `config` is the text of its OCI config.json.
+fn assemble(
+    record: &Record,
+    networks: &[NetworkRecord],
+    interfaces: &[(String, String)],
+    config: &str,
+    mounts: &Mounts,
+) -> Result<Inspected, Error> {
+    if !record.state.running || record.state.paused || record.state.pid == 0 {
+        return Err(Error::NotRunning {
+            name: record.name.clone(),
+            state: record.state.status.clone(),
+        });
+    }
+    let mut objections = objections(record);
+    let mut warnings = Vec::new();
+    for network in networks {
+        let (against, about) = network_findings(network);
+        objections.extend(against);
+        warnings.extend(about);
+    }
+    let networks: Vec<PodmanNetwork> = networks
+        .iter()
+        .map(|network| endpoint(record, network, interfaces))
+        .collect();
+    let all_mounts = container_mounts(record, mounts);
+    objections.extend(mounts.unknown(&all_mounts));
+    for mount in all_mounts.iter().filter(|m| m.fate == MountFate::Refuse) {
+        let at = mount.destination.display();
+        objections.push(format!(
+            "{at} is a {} mount of {}: say whether it is to be copied (--mount {at}=copy) or is the same storage on both hosts (--mount {at}=shared)",
+            mount.kind,
+            mount.source.as_deref().unwrap_or(Path::new("the host")).display(),
+        ));
+    }
+    if !record.config.secrets.is_empty() {
+        warnings.push(
+            "the container uses secrets: ones of the same names must exist at the target".into(),
+        );
+    }
+    if record.config.healthcheck.is_some() {
+        warnings.push("the container has a health check: at the target podman runs it again after the container's next start".into());
+    }
+    let parsed = args::parse(&record.config.create_command);
+    if parsed.is_none() {
+        objections.push(
+            "podman has no command line for it (it was created over the API or by play kube), so the target cannot create it again: \
+             create it with `podman run` or `podman create`"
+                .into(),
+        );
+    }
+    let restart = record.host_config.restart_policy.argument();
+    let args = parsed
+        .as_ref()
+        .map(|parsed| args::again(parsed, &args_record(record, &restart, &networks)))
+        .unwrap_or_default();
+    let (command, image_name) = parsed.map(|p| (p.command, p.image)).unwrap_or_default();
+    let container = Container {
+        manager: Manager::Podman,
+        id: record.id.clone(),
+        name: record.name.clone(),
+        init_pid: record.state.pid,
+        netns: Some(record.network_settings.sandbox_key.clone())
+            .filter(|path| !path.as_os_str().is_empty())
+            .or_else(|| {
+                record
+                    .host_config
+                    .network_mode
+                    .strip_prefix("ns:")
+                    .map(PathBuf::from)
+            }),
+        cgroup: cgroup::of(record.state.pid).ok(),
+        upper: record.graph_driver.data.get("UpperDir").map(PathBuf::from),
+        resurrectors: resurrectors(record, &restart),
+        recipe: Recipe::Podman {
+            args,
+            command,
+            image_id: record.image.clone(),
+            image_name: if record.image_name.is_empty() {
+                image_name
+            } else {
+                record.image_name.clone()
+            },
+            oci_runtime: record.oci_runtime.clone(),
+            networks,
+            static_dir: record.static_dir.clone(),
+            cgroups_path: cgroups_path(config),
+            shm: shm(config),
+            log: Some(record.host_config.log_config.path.clone())
+                .filter(|path| !path.as_os_str().is_empty()),
+        },
+        mounts: all_mounts,
+    };
+    Ok(Inspected {
+        container,
+        objections,
+        warnings,
+    })
+}
+
+/// `linux.cgroupsPath` of a config.json.
+pub fn cgroups_path(config: &str) -> Option<String> {
+    let config: serde_json::Value = serde_json::from_str(config).ok()?;
+    Some(config.pointer("/linux/cgroupsPath")?.as_str()?.to_owned())
+}
+
+/// What the config.json binds to /dev/shm, if it is podman's own directory of the container (and not the host's, or a plain tmpfs that CRIU carries).
+fn shm(config: &str) -> Option<PathBuf> {
+    let config: serde_json::Value = serde_json::from_str(config).ok()?;
+    let mounts = config.get("mounts")?.as_array()?;
+    let shm = mounts
+        .iter()
+        .rfind(|mount| mount.get("destination").and_then(|d| d.as_str()) == Some("/dev/shm"))?;
+    let source = PathBuf::from(shm.get("source")?.as_str()?);
+    (shm.get("type")?.as_str()? == "bind" && source.ends_with("userdata/shm")).then_some(source)
+}
+
+fn args_record<'a>(
+    record: &'a Record,
+    restart: &'a str,
+    networks: &[PodmanNetwork],
+) -> args::Record<'a> {
+    let networks = if networks.is_empty() {
+        vec![record.host_config.network_mode.clone()]
+    } else {
+        networks.iter().map(network_argument).collect()
+    };
+    let bind = |m: &super::record::RecordMount| {
+        (
+            m.destination.display().to_string(),
+            m.source.display().to_string(),
+        )
+    };
+    let binds = record
+        .mounts
+        .iter()
+        .filter(|m| m.kind == "bind")
+        .map(bind)
+        .collect();
+    args::Record {
+        name: &record.name,
+        hostname: if record.host_config.uts_mode == "host" {
+            ""
+        } else {
+            &record.config.hostname
+        },
+        restart,
+        env: &record.config.env,
+        networks,
+        binds,
+    }
+}
+
+/// `lan:ip=192.0.2.10,mac=02:00:00:00:00:10,interface_name=eth0`: addresses are pinned, so that the record is the same and stays so.
+pub fn network_argument(network: &PodmanNetwork) -> String {
+    let mut options: Vec<String> = network
+        .addresses
+        .iter()
+        .map(|address| {
+            let ip = address.split('/').next().unwrap_or_default();
+            format!("{}={ip}", if ip.contains(':') { "ip6" } else { "ip" })
+        })
+        .collect();
+    options.extend((!network.mac.is_empty()).then(|| format!("mac={}", network.mac)));
+    options.extend(
+        (!network.interface.is_empty()).then(|| format!("interface_name={}", network.interface)),
+    );
+    options.extend(network.aliases.iter().map(|alias| format!("alias={alias}")));
+    if options.is_empty() {
+        network.name.clone()
+    } else {
+        format!("{}:{}", network.name, options.join(","))
+    }
+}
+
+fn endpoint(
+    record: &Record,
+    network: &NetworkRecord,
+    interfaces: &[(String, String)],
+) -> PodmanNetwork {
+    let endpoint = record
+        .network_settings
+        .networks
+        .get(&network.name)
+        .cloned()
+        .unwrap_or_default();
+    let addresses = [
+        (endpoint.ip_address, endpoint.ip_prefix_len),
+        (endpoint.ipv6_address, endpoint.ipv6_prefix_len),
+    ];
+    let short_id = record.id.get(..12).unwrap_or(&record.id);
+    PodmanNetwork {
+        name: network.name.clone(),
+        interface: interfaces
+            .iter()
+            .find(|(_, mac)| *mac == endpoint.mac_address)
+            .map(|(name, _)| name.clone())
+            .unwrap_or_default(),
+        parent: network.network_interface.clone(),
+        addresses: addresses
+            .iter()
+            .filter(|(ip, _)| !ip.is_empty())
+            .map(|(ip, prefix)| format!("{ip}/{prefix}"))
+            .collect(),
+        mac: endpoint.mac_address,
+        // podman adds the short id by itself, and the target's is another one.
+        aliases: endpoint
+            .aliases
+            .into_iter()
+            .filter(|alias| alias != short_id && *alias != record.name)
+            .collect(),
+    }
+}
+
+/// What stands against a network, and what is to be known of it.
+fn network_findings(network: &NetworkRecord) -> (Option<String>, Option<String>) {
+    let name = &network.name;
+    let mode = network
+        .options
+        .as_ref()
+        .and_then(|options| options.get("mode"))
+        .map_or("", String::as_str);
+    let against = match network.driver.as_str() {
+        "bridge" if mode != "unmanaged" && !network.internal => Some(format!(
+            "network {name} is NATed behind this host ({}), so its addresses mean nothing elsewhere: connect the container to a bridge that carries \
+             the hosts' own segment (podman network create --interface-name BRIDGE -o mode=unmanaged --subnet SUBNET --disable-dns NAME)",
+            network
+                .subnets
+                .iter()
+                .flatten()
+                .map(|s| s.subnet.as_str())
+                .collect::<Vec<_>>()
+                .join(", "),
+        )),
+        "bridge" | "macvlan" => None,
+        driver => Some(format!(
+            "network {name} is of driver {driver}: only bridge (unmanaged) and macvlan networks can be moved"
+        )),
+    };
+    let about = network.dns_enabled.then(|| format!("network {name} has DNS by aardvark: names of containers left behind do not resolve at the target"));
+    (against, about)
+}
+
+fn resurrectors(record: &Record, restart: &str) -> Vec<Resurrector> {
+    let mut found = Vec::new();
+    if restart != "no" {
+        found.push(Resurrector::RestartPolicy(restart.to_owned()));
+    }
+    found.extend(
+        record
+            .config
+            .labels
+            .get(UNIT_LABEL)
+            .cloned()
+            .map(Resurrector::SystemdUnit),
+    );
+    let action = record.config.health_action.as_str();
+    if !matches!(action, "" | "none") {
+        found.push(Resurrector::HealthAction(action.to_owned()));
+    }
+    if record.host_config.auto_remove {
+        found.push(Resurrector::AutoRemove);
+    }
+    found
+}
+
+fn container_mounts(record: &Record, mounts: &Mounts) -> Vec<Mount> {
+    let mount = |m: &super::record::RecordMount| {
+        let default = match m.kind.as_str() {
+            "volume" => MountFate::Copy,
+            "bind" => MountFate::Refuse,
+            // tmpfs content is in CRIU's images, image and overlay mounts come with their image.
+            "tmpfs" | "image" | "devpts" | "mqueue" | "ramfs" => MountFate::Runtime,
+            _ => MountFate::Refuse,
+        };
+        Mount {
+            destination: m.destination.clone(),
+            source: Some(m.source.clone()).filter(|source| !source.as_os_str().is_empty()),
+            file: m.source.is_file(),
+            kind: m.kind.clone(),
+            volume: Some(m.name.clone()).filter(|name| m.kind == "volume" && !name.is_empty()),
+            fate: mounts.fate(&m.destination, default),
+        }
+    };
+    record.mounts.iter().map(mount).collect()
+}
+
+/// What stands against moving a container, by its record alone.
+fn objections(record: &Record) -> Vec<String> {
+    let host = &record.host_config;
+    let mut found = Vec::new();
+    let mut object = |condition: bool, text: &str| found.extend(condition.then(|| text.to_owned()));
+    object(
+        !record.pod.is_empty() || record.is_infra,
+        "it belongs to a pod: pods are not moved; run it as a container of its own",
+    );
+    let mode = host.network_mode.as_str();
+    object(
+        mode == "host",
+        "it uses the host's network, which stays with the host: give it a network of its own (--network NAME of an unmanaged bridge, or --network ns:PATH)",
+    );
+    object(
+        mode.starts_with("container:"),
+        "it shares the network namespace of another container: give it a network of its own",
+    );
+    object(
+        mode.starts_with("slirp4netns") || mode.starts_with("pasta"),
+        "its network is a user-mode one (pasta, slirp4netns), whose connections end in a process of this host: connect it to an unmanaged bridge",
+    );
+    object(
+        !host.port_bindings.is_empty(),
+        "it has published ports, and peers know the host's address: give it an address of its own on the segment and do without --publish",
+    );
+    for (mode, name, option) in [
+        (&host.ipc_mode, "IPC", "--ipc"),
+        (&host.pid_mode, "pid", "--pid"),
+        (&host.uts_mode, "UTS", "--uts"),
+        (&host.cgroup_mode, "cgroup", "--cgroupns"),
+    ] {
+        let shared = mode.starts_with("container:")
+            || mode.starts_with("ns:")
+            || (mode == "host" && option != "--cgroupns" && option != "--uts");
+        object(
+            shared,
+            &format!("it shares a {name} namespace ({option}={mode}): give it one of its own"),
+        );
+    }
+    object(
+        !matches!(host.userns_mode.as_str(), "" | "host") || host.id_mappings.is_some(),
+        "it has a user namespace: run it without --userns, --uidmap and --gidmap",
+    );
+    object(
+        record.config.tty,
+        "it has a terminal (--tty), which cannot follow it: create it without -t",
+    );
+    object(
+        !record.exec_ids.is_empty(),
+        "`podman exec` sessions are open in it: end them first",
+    );
+    object(
+        !record.rootfs.is_empty(),
+        "it was made with --rootfs: make it from an image",
+    );
+    object(
+        !host.devices.is_empty(),
+        "it has devices of this host (--device): their state cannot be moved",
+    );
+    object(
+        !record.dependencies.is_empty(),
+        "it depends on other containers of this host: remove the dependency (--requires, --volumes-from)",
+    );
+    object(
+        record.driver != "overlay",
+        "its storage driver is not overlay, so it has no writable layer of its own that could be copied: set driver=\"overlay\" in storage.conf",
+    );
+    object(
+        record.oci_runtime.contains('/'),
+        "its OCI runtime was given as a path: create it with --runtime runc or --runtime crun, so that it can be told apart for the move",
+    );
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // From podman 5.4.2 with crun 1.21: `podman run -d --name p1 --network lan:ip=192.0.2.10,mac=02:00:00:00:00:10 -v data:/data localhost/redis:1`.
+    const INSPECT: &str = include_str!("fixtures/inspect.json");
+    const NETWORK: &str = include_str!("fixtures/network.json");
+    const CONFIG: &str = include_str!("fixtures/config.json");
+
+    fn value() -> serde_json::Value {
+        serde_json::from_str::<serde_json::Value>(INSPECT).unwrap()[0].take()
+    }
+
+    fn networks() -> Vec<NetworkRecord> {
+        serde_json::from_str(NETWORK).unwrap()
+    }
+
+    fn inspected(value: serde_json::Value, mounts: &Mounts) -> Result<Inspected, Error> {
+        let interfaces = [
+            ("lo".to_owned(), "00:00:00:00:00:00".to_owned()),
+            ("eth0".to_owned(), "02:00:00:00:00:10".to_owned()),
+        ];
+        assemble(
+            &serde_json::from_value(value).unwrap(),
+            &networks(),
+            &interfaces,
+            CONFIG,
+            mounts,
+        )
+    }
+
+    fn objections(change: impl FnOnce(&mut serde_json::Value)) -> Vec<String> {
+        let mut value = value();
+        change(&mut value);
+        inspected(value, &Mounts::default()).unwrap().objections
+    }
+
+    #[test]
+    fn plain_container_can_be_created_again() {
+        let found = inspected(value(), &Mounts::default()).unwrap();
+        assert_eq!((found.objections, found.warnings), (vec![], vec![]));
+        let Recipe::Podman {
+            args,
+            command,
+            image_id,
+            image_name,
+            oci_runtime,
+            networks,
+            shm,
+            cgroups_path,
+            ..
+        } = found.container.recipe
+        else {
+            panic!("no recipe of podman")
+        };
+        assert_eq!(
+            args,
+            [
+                "--name=p1",
+                "--hostname=c85ee652e3f7",
+                "--network=lan:ip=192.0.2.10,mac=02:00:00:00:00:10,interface_name=eth0",
+                "--volume=data:/data"
+            ]
+        );
+        assert_eq!(command, Vec::<String>::new());
+        assert_eq!(
+            image_id,
+            "98c6b5a25093250dfe918f9312706f7d032575be7f67ec5ef5fcaf8220b0bcc2"
+        );
+        assert_eq!(
+            (image_name.as_str(), oci_runtime.as_str()),
+            ("localhost/redis:1", "crun")
+        );
+        assert_eq!(
+            (
+                networks[0].parent.as_str(),
+                networks[0].addresses.as_slice()
+            ),
+            ("br0", &["192.0.2.10/24".to_owned()][..])
+        );
+        assert!(
+            networks[0].aliases.is_empty(),
+            "the short id is the target's own"
+        );
+        assert!(shm.unwrap().ends_with("userdata/shm"));
+        assert!(cgroups_path.unwrap().starts_with("/libpod_parent/libpod-"));
+        assert_eq!(found.container.resurrectors, []);
+        assert_eq!(found.container.mounts[0].volume.as_deref(), Some("data"));
+        assert_eq!(found.container.mounts[0].fate, MountFate::Copy);
+    }
+
+    #[test]
+    fn what_could_start_it_again_is_found() {
+        let mut value = value();
+        value["HostConfig"]["RestartPolicy"] =
+            serde_json::json!({"Name": "on-failure", "MaximumRetryCount": 3});
+        value["HostConfig"]["AutoRemove"] = true.into();
+        value["Config"]["Labels"] = serde_json::json!({"PODMAN_SYSTEMD_UNIT": "web.service"});
+        value["Config"]["HealthcheckOnFailureAction"] = "restart".into();
+        let container = inspected(value, &Mounts::default()).unwrap().container;
+        assert_eq!(
+            container.resurrectors,
+            [
+                Resurrector::RestartPolicy("on-failure:3".into()),
+                Resurrector::SystemdUnit("web.service".into()),
+                Resurrector::HealthAction("restart".into()),
+                Resurrector::AutoRemove
+            ]
+        );
+        let Recipe::Podman { args, .. } = container.recipe else {
+            panic!("no recipe of podman")
+        };
+        assert!(
+            args.contains(&"--restart=on-failure:3".to_owned()),
+            "{args:?}"
+        );
+    }
+
+    #[test]
+    fn each_refusal_names_its_reason_and_a_way_out() {
+        type Change = fn(&mut serde_json::Value);
+        let cases: [(Change, &str); 11] = [
+            (
+                |v| v["HostConfig"]["NetworkMode"] = "host".into(),
+                "host's network",
+            ),
+            (
+                |v| v["HostConfig"]["NetworkMode"] = "container:4711".into(),
+                "network namespace of another container",
+            ),
+            (
+                |v| v["HostConfig"]["NetworkMode"] = "pasta".into(),
+                "user-mode",
+            ),
+            (
+                |v| {
+                    v["HostConfig"]["PortBindings"] =
+                        serde_json::json!({"80/tcp": [{"HostPort": "8080"}]})
+                },
+                "published ports",
+            ),
+            (|v| v["Pod"] = "4711".into(), "pod"),
+            (|v| v["HostConfig"]["IpcMode"] = "host".into(), "--ipc=host"),
+            (
+                |v| v["HostConfig"]["UsernsMode"] = "private".into(),
+                "user namespace",
+            ),
+            (|v| v["Config"]["Tty"] = true.into(), "without -t"),
+            (
+                |v| v["Config"]["CreateCommand"] = serde_json::Value::Null,
+                "created over the API",
+            ),
+            (|v| v["ExecIDs"] = serde_json::json!(["1"]), "podman exec"),
+            (|v| v["Driver"] = "vfs".into(), "overlay"),
+        ];
+        for (change, reason) in cases {
+            let found = objections(change);
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].contains(reason), "{reason}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn bind_mount_is_refused_until_its_fate_is_said() {
+        let with_bind = || {
+            let mut value = value();
+            let bind =
+                serde_json::json!({"Type": "bind", "Source": "/srv/conf", "Destination": "/conf"});
+            value["Mounts"].as_array_mut().unwrap().push(bind);
+            value
+        };
+        let found = inspected(with_bind(), &Mounts::default())
+            .unwrap()
+            .objections;
+        assert!(found[0].contains("--mount /conf=copy"), "{found:?}");
+        let said = Mounts(vec![
+            ("/conf".into(), MountFate::Shared),
+            ("/data".into(), MountFate::Shared),
+        ]);
+        let found = inspected(with_bind(), &said).unwrap();
+        assert_eq!(found.objections, Vec::<String>::new());
+        assert!(
+            found
+                .container
+                .mounts
+                .iter()
+                .all(|m| m.fate == MountFate::Shared)
+        );
+    }
+
+    #[test]
+    fn nat_network_is_refused_and_dns_is_said() {
+        let mut network = networks().remove(0);
+        assert_eq!(network_findings(&network), (None, None));
+        network.options = None;
+        network.dns_enabled = true;
+        let (against, about) = network_findings(&network);
+        assert!(against.unwrap().contains("192.0.2.0/24") && about.unwrap().contains("aardvark"));
+    }
+
+    #[test]
+    fn stopped_container_is_an_error_of_its_own() {
+        let mut value = value();
+        value["State"]["Running"] = false.into();
+        value["State"]["Status"] = "exited".into();
+        assert_eq!(
+            inspected(value, &Mounts::default())
+                .unwrap_err()
+                .to_string(),
+            "container p1 is exited: only a running container can be moved; start it first"
+        );
+    }
+}
