@@ -1,1 +1,32 @@
-fn main(){}
+//! netmig-user: arguments only; the work is in the library.
+use std::{env, path::Path, process::ExitCode};
+
+use clap::Parser;
+use netmig_user::{
+    agent::hook,
+    cli::{
+        self,
+        args::{Cli, Command},
+    },
+    engine,
+};
+
+fn main() -> ExitCode {
+    // In a move's directory this binary stands under the names of CRIU's action script, the runtimes and netavark.
+    let called = env::args_os().next().unwrap_or_default();
+    let called = Path::new(&called);
+    if let Some(mv) = hook::move_of(called) {
+        return cli::called(mv, called);
+    }
+    let args = Cli::parse();
+    if let Command::Supervise(supervise) = &args.command {
+        return engine::job::supervise_main(&supervise.dir);
+    }
+    match cli::run(args) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("netmig-user: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

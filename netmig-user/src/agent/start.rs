@@ -1,0 +1,108 @@
+//! Finding the resident agent, or starting it.
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tokio::net::UnixStream;
+
+use super::paths;
+
+/// No agent answers and none could be started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `/run/netmig` cannot be made: not root, as a rule.
+    #[error(
+        "making {path}: {source}\nnetmig works on network namespaces and other processes' sockets: run it as root"
+    )]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The process could not be started.
+    #[error("starting the agent: {0}")]
+    Spawn(io::Error),
+    /// It was started and does not listen.
+    #[error("the agent does not answer at {socket} after {waited:?}; its log is {log}")]
+    Silent {
+        /// Its socket.
+        socket: PathBuf,
+        /// How long.
+        waited: Duration,
+        /// Its log.
+        log: PathBuf,
+    },
+}
+
+/// How long a started agent has until it listens.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Connects to the host's agent; starts it if none listens.
+///
+/// # Errors
+/// The agent can neither be reached nor started.
+pub async fn connect() -> Result<UnixStream, Error> {
+    let socket = paths::socket();
+    if let Ok(stream) = UnixStream::connect(&socket).await {
+        return Ok(stream);
+    }
+    let begun = Instant::now();
+    spawn()?;
+    loop {
+        match UnixStream::connect(&socket).await {
+            Ok(stream) => return Ok(stream),
+            Err(_) if begun.elapsed() < PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(10)).await
+            }
+            Err(_) => {
+                return Err(Error::Silent {
+                    socket,
+                    waited: PATIENCE,
+                    log: paths::log(),
+                });
+            }
+        }
+    }
+}
+
+/// Starts an agent in a session and a cgroup of its own. Two started at once settle it by the lock: one goes on, the other ends.
+fn spawn() -> Result<(), Error> {
+    let run = paths::run_moves();
+    fs::create_dir_all(&run).map_err(|source| Error::Directory { path: run, source })?;
+    let log = open_log().map_err(Error::Spawn)?;
+    let errors = log.try_clone().map_err(Error::Spawn)?;
+    let mut command = Command::new(paths::program().map_err(Error::Spawn)?);
+    command
+        .args(["agent", "--resident"])
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(errors)
+        .current_dir("/");
+    // SAFETY: setsid is async-signal-safe and touches nothing of the parent.
+    unsafe {
+        command.pre_exec(|| {
+            nix::unistd::setsid()?;
+            Ok(())
+        })
+    };
+    let child = command.spawn().map_err(Error::Spawn)?;
+    // The child lives on by itself; a thread takes its exit status if we should outlive it.
+    std::thread::spawn(move || {
+        let mut child = child;
+        child.wait()
+    });
+    Ok(())
+}
+
+fn open_log() -> io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(paths::log())
+}

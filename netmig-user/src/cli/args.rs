@@ -1,0 +1,270 @@
+//! The arguments of every subcommand, and what exit codes mean.
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use netmig_core::{
+    container::{Manager, MountFate},
+    id::MoveId,
+};
+
+use crate::wire::dial::Destination;
+
+/// Moves a running container with its open connections to another host.
+///
+/// The container's peers see a pause: no reset, no lost byte. The processes are moved by CRIU, run by the container's own runtime; the
+/// network is moved by netmig.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Exit codes:
+  0  done: the container lives at the target (or the question was answered)
+  1  failed: the container stays where it was; the report says why
+  2  the arguments are wrong
+  3  refused: nothing was touched; the plan says why
+  4  left: the move goes on in the agent; `netmig-user migrate --attach` follows it, `recover` decides one that waits"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Move a container to another host
+    Migrate(Migrate),
+    /// Say what a move would do and what would not survive it; nothing is changed
+    Plan(Plan),
+    /// List the container's sockets, links and mounts with their fate
+    Inspect(Inspect),
+    /// Say what this host can do for netmig, one line each
+    Check(Check),
+    /// Show the gates that stand on this host
+    Gate(Gate),
+    /// List the moves that wait on this host, and decide one
+    Recover(Recover),
+    /// The resident agent (started by whoever needs it)
+    Agent(Agent),
+    /// The remote shell that rsync is given
+    #[command(hide = true)]
+    Rsh(Rsh),
+    /// Supervises a runtime's command
+    #[command(hide = true)]
+    Supervise(Supervise),
+}
+
+/// Which container.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Which {
+    /// A podman container, by name or id
+    #[arg(long, value_name = "NAME")]
+    pub podman: Option<String>,
+    /// A runc container, by id
+    #[arg(long, value_name = "ID")]
+    pub runc: Option<String>,
+    /// A crun container, by id
+    #[arg(long, value_name = "ID")]
+    pub crun: Option<String>,
+}
+
+impl Which {
+    /// Manager and name; none if no container was named.
+    pub fn container(&self) -> Option<(Manager, &str)> {
+        named(&self.podman, &self.runc, &self.crun)
+    }
+}
+
+/// What `migrate` and `plan` share.
+#[derive(Debug, Args)]
+pub struct Move {
+    /// The target host; ssh's own configuration (keys, jump hosts, ports) is used
+    #[arg(long, value_name = "ssh://[USER@]HOST[:PORT]")]
+    pub to: Option<Destination>,
+    /// How netmig-user is called at the target
+    #[arg(long, value_name = "COMMAND", default_value = "netmig-user")]
+    pub remote_command: String,
+    /// Fate of a bind mount: DST=copy|shared|refuse (default: refuse)
+    #[arg(long = "mount", value_name = "DST=FATE", value_parser = mount)]
+    pub mounts: Vec<(PathBuf, MountFate)>,
+    /// Go on in spite of an objection, by its key (the plan names the keys)
+    #[arg(long, value_name = "KEY")]
+    pub allow: Vec<String>,
+    /// Refuse before the freeze if the blackout is predicted to be longer, and cancel when it becomes so
+    #[arg(long, value_name = "MS")]
+    pub max_blackout: Option<u64>,
+    /// Write it as JSON to standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `migrate`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(false).args(["podman", "runc", "crun", "attach"]))]
+pub struct Migrate {
+    /// A podman container, by name or id
+    #[arg(long, value_name = "NAME")]
+    pub podman: Option<String>,
+    /// A runc container, by id
+    #[arg(long, value_name = "ID")]
+    pub runc: Option<String>,
+    /// A crun container, by id
+    #[arg(long, value_name = "ID")]
+    pub crun: Option<String>,
+    /// Follow a move that is under way (its terminal was closed, say)
+    #[arg(long, value_name = "MOVE")]
+    pub attach: Option<MoveId>,
+    /// Where and how.
+    #[command(flatten)]
+    pub how: Move,
+    /// Plan only
+    #[arg(long)]
+    pub dry_run: bool,
+    /// What becomes of the container at the source: its record is kept (renamed, unable to start) or removed; volumes are never deleted
+    #[arg(long, value_name = "WHAT", value_parser = ["keep", "remove"], default_value = "keep")]
+    pub source: String,
+    /// Longest time to let data in flight settle before the freeze; 0: none
+    #[arg(long, value_name = "MS", default_value_t = 200)]
+    pub drain_limit: u64,
+    /// Before the grant, the gate opens by itself when the agent has been silent for so long
+    #[arg(long, value_name = "MS", default_value_t = 10_000)]
+    pub lease: u64,
+    /// Write the report (JSON, netmig.report/1) to a file
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+}
+
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// The container.
+    #[command(flatten)]
+    pub which: Which,
+    /// Where and how.
+    #[command(flatten)]
+    pub how: Move,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// The container.
+    #[command(flatten)]
+    pub which: Which,
+    /// Write it as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Write it as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `gate`.
+#[derive(Debug, Args)]
+pub struct Gate {
+    /// Only this move's
+    #[arg(value_name = "MOVE")]
+    pub mv: Option<MoveId>,
+    /// Write it as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `recover`.
+#[derive(Debug, Args)]
+pub struct Recover {
+    /// The move; without it, all that wait are listed
+    #[arg(value_name = "MOVE")]
+    pub mv: Option<MoveId>,
+    /// On the source: take the container back after a grant. Only when the target is fenced: if it releases too, the container lives twice
+    #[arg(long, requires = "mv", requires = "target_is_fenced", conflicts_with_all = ["release", "give_up"])]
+    pub take_back: bool,
+    /// I know that the target host cannot run the container (it is off, or cut off for good)
+    #[arg(long)]
+    pub target_is_fenced: bool,
+    /// On the target: release what is prepared here. Only when the source is fenced: if it goes on too, the container lives twice
+    #[arg(
+        long,
+        requires = "mv",
+        requires = "source_is_fenced",
+        conflicts_with = "give_up"
+    )]
+    pub release: bool,
+    /// I know that the source host cannot run the container
+    #[arg(long)]
+    pub source_is_fenced: bool,
+    /// On the target: give up what is prepared here
+    #[arg(long, requires = "mv")]
+    pub give_up: bool,
+    /// Write the list as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `agent`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("how").required(true).multiple(false).args(["stdio", "resident"]))]
+pub struct Agent {
+    /// Be the far end of an ssh connection: a pipe to the resident agent, which is started if none runs
+    #[arg(long)]
+    pub stdio: bool,
+    /// Be the resident agent, in the foreground
+    #[arg(long)]
+    pub resident: bool,
+}
+
+/// Arguments of `rsh`, as rsync gives them.
+#[derive(Debug, Args)]
+pub struct Rsh {
+    /// The move
+    pub mv: MoveId,
+    /// Host name (ignored: the move knows its target) and rsync's own command
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+/// Arguments of `supervise`.
+#[derive(Debug, Args)]
+pub struct Supervise {
+    /// Where the exit status goes
+    pub dir: PathBuf,
+    /// The command
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+/// The one container that is named.
+pub fn named<'a>(
+    podman: &'a Option<String>,
+    runc: &'a Option<String>,
+    crun: &'a Option<String>,
+) -> Option<(Manager, &'a str)> {
+    let of = |manager, name: &'a Option<String>| name.as_deref().map(|name| (manager, name));
+    of(Manager::Podman, podman)
+        .or(of(Manager::Runc, runc))
+        .or(of(Manager::Crun, crun))
+}
+
+fn mount(text: &str) -> Result<(PathBuf, MountFate), String> {
+    let (destination, fate) = text
+        .rsplit_once('=')
+        .ok_or("DST=copy|shared|refuse is expected")?;
+    let fate = match fate {
+        "copy" => MountFate::Copy,
+        "shared" => MountFate::Shared,
+        "refuse" => MountFate::Refuse,
+        other => return Err(format!("{other:?} is none of copy, shared, refuse")),
+    };
+    if !destination.starts_with('/') {
+        return Err(format!(
+            "{destination:?} is not an absolute path inside the container"
+        ));
+    }
+    Ok((destination.into(), fate))
+}

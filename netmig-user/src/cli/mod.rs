@@ -1,0 +1,50 @@
+//! The command line: one file a subcommand.
+pub mod agent;
+pub mod args;
+pub mod called;
+pub mod check;
+pub mod follow;
+pub mod gate;
+pub mod inspect;
+pub mod migrate;
+pub mod recover;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+pub use called::called;
+use tracing_subscriber::EnvFilter;
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// The subcommand's, for the operator to read.
+pub fn run(args: args::Cli) -> Result<ExitCode> {
+    let filter = EnvFilter::try_from_env("NETMIG_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,netlink_packet_route=error"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    let done = runtime.block_on(async {
+        match args.command {
+            args::Command::Migrate(args) => migrate::run(args).await,
+            args::Command::Plan(args) => migrate::plan(args).await,
+            args::Command::Inspect(args) => inspect::run(&args).map(|()| ExitCode::SUCCESS),
+            args::Command::Check(args) => check::run(&args),
+            args::Command::Gate(args) => gate::run(&args).map(|()| ExitCode::SUCCESS),
+            args::Command::Recover(args) => recover::run(args).await,
+            args::Command::Agent(args) => agent::run(args).await.map(|()| ExitCode::SUCCESS),
+            args::Command::Rsh(args) => agent::rsh(args).await.map(|()| ExitCode::SUCCESS),
+            args::Command::Supervise(_) => unreachable!("taken before a runtime was started"),
+        }
+    });
+    // A read of standard input cannot be cancelled: do not wait for it.
+    runtime.shutdown_background();
+    done
+}

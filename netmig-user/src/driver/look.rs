@@ -1,0 +1,117 @@
+//! The first step of a move, and all of `inspect`: the container, its sockets, network, files and tasks as they are. Nothing is changed.
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use netmig_core::{
+    container::{Container, Manager, MountFate},
+    proto::Question,
+    socket::{Class, Fate, Row},
+};
+
+use crate::{
+    agent::paths,
+    engine::{facts, task},
+    files, host, net,
+    runtime::{self, Mounts},
+    sock,
+};
+
+/// What was seen.
+pub struct Look {
+    /// For the target.
+    pub question: Question,
+    /// Every socket with its fate.
+    pub rows: Vec<Row>,
+    /// Reasons against a move, each with what to do.
+    pub objections: Vec<String>,
+    /// What will be different afterwards.
+    pub warnings: Vec<String>,
+}
+
+/// Looks at a running container.
+///
+/// # Errors
+/// There is none of this name, it does not run, or something about it cannot be read.
+pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> Result<Look> {
+    let found = runtime::of(manager).inspect(name, mounts)?;
+    let (container, mut objections, mut warnings) =
+        (found.container, found.objections, found.warnings);
+    let Some(netns) = netns_of(&container) else {
+        bail!("container {} has no network namespace", container.name)
+    };
+    let facts = host::facts(&paths::state_moves());
+    objections.extend(refused_mounts(&container));
+    let topology = net::topology(&netns)?;
+    objections.extend(topology.refusals.iter().cloned());
+    warnings.extend(topology.warnings.iter().cloned());
+    let network = net::snapshot(&netns)?;
+    let pids = task::tasks(container.init_pid)?;
+    let rows = sock::rows(&netns, &pids)?;
+    for row in &rows {
+        match &row.fate {
+            Fate::Refused(why) => objections.push(format!("{row}: {why}")),
+            // Nobody can notice by a descriptor: a port's protection, a tool that looks at the namespace at this moment.
+            Fate::Reset(why) if matches!(row.class, Class::TcpTimeWait | Class::Foreign) => {
+                warnings.push(format!("{row}: {why}"))
+            }
+            Fate::Reset(why) if !allow.iter().any(|key| key == "reset") => {
+                objections.push(format!(
+                    "{row}: would be reset: {why}; --allow reset goes on without it"
+                ));
+            }
+            _ => {}
+        }
+    }
+    let walked = facts::walk(container.init_pid)?;
+    objections.extend(walked.objections);
+    warnings.extend(walked.warnings);
+    let memory_bytes = walked.memory_bytes;
+    let mut file_bytes = 0;
+    for place in files::sources(&container) {
+        file_bytes += files::estimate(&place)?;
+    }
+    let question = Question {
+        attach: topology.attach(),
+        container,
+        network,
+        facts,
+        memory_bytes,
+        file_bytes,
+    };
+    Ok(Look {
+        question,
+        rows,
+        objections,
+        warnings,
+    })
+}
+
+/// The namespace that the container's processes are in. One that outlives them is preferred.
+pub fn netns_of(container: &Container) -> Option<PathBuf> {
+    let by_task = || {
+        (container.init_pid > 0).then(|| {
+            Path::new("/proc")
+                .join(container.init_pid.to_string())
+                .join("ns/net")
+        })
+    };
+    container
+        .netns
+        .clone()
+        .filter(|path| path.exists())
+        .or_else(by_task)
+}
+
+fn refused_mounts(container: &Container) -> Vec<String> {
+    let refused = container
+        .mounts
+        .iter()
+        .filter(|mount| mount.fate == MountFate::Refuse);
+    refused
+        .map(|mount| {
+            let source = mount.source.as_deref().unwrap_or(Path::new("?")).display();
+            let at = mount.destination.display();
+            format!("{source} is mounted at {at} and netmig does not know whether the target has it: --mount {at}=copy sends it, --mount {at}=shared says it is there")
+        })
+        .collect()
+}

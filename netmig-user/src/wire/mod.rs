@@ -1,0 +1,4 @@
+//! Between hosts: pipes to the other agent, what opens them, and the control link that survives them.
+pub mod dial;
+pub mod link;
+pub mod pipe;
