@@ -1,0 +1,53 @@
+//! `cargo xtask bench`: netmig against the usual way and against its goals.
+mod moves;
+mod report;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Subcommand};
+
+pub use report::{Bench, Goal, Row, Stats};
+
+/// What to measure.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// The demo's container moved by netmig and by hand (checkpoint, scp, restore), in turn.
+    Move(moves::MoveArgs),
+}
+
+/// Where the figures go.
+#[derive(Debug, Args)]
+struct Output {
+    /// Write the figures as `netmig.bench/1` to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Measures, prints, writes; fails if a goal is missed.
+///
+/// # Errors
+/// What could not be measured.
+pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
+    let (bench, output) = match args.what {
+        What::Move(args) => (moves::run(&args)?, args.output),
+    };
+    print!("{bench}");
+    if let Some(path) = output.json {
+        bench.write(&path)?;
+    }
+    let missed = bench.missed();
+    for row in &missed {
+        eprintln!("goal missed: {}", row.name);
+    }
+    Ok(if missed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

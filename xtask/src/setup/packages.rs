@@ -1,0 +1,124 @@
+//! Debian packages.
+use std::{
+    collections::BTreeSet,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use anyhow::bail;
+
+use super::{Step, command};
+
+/// Packages that serve one purpose.
+pub struct Packages {
+    names: &'static [&'static str],
+    what: &'static str,
+    why: &'static str,
+}
+
+pub const LAB: Packages = Packages {
+    names: &["iproute2", "mmdebstrap"],
+    what: "packages of the lab",
+    why: "links between the hosts, and their file system",
+};
+
+pub const VM: Packages = Packages {
+    names: &[
+        "busybox-static",
+        "e2fsprogs",
+        "kmod",
+        "qemu-system-x86",
+        "xz-utils",
+        "zstd",
+    ],
+    what: "packages of the virtual machines",
+    why: "the same tests on other kernels",
+};
+
+impl Step for Packages {
+    fn what(&self) -> String {
+        self.what.to_owned()
+    }
+
+    fn why(&self) -> String {
+        self.why.to_owned()
+    }
+
+    fn missing(&self) -> anyhow::Result<Option<String>> {
+        missing(self.names)
+    }
+
+    fn make(&self) -> anyhow::Result<()> {
+        install(self.names)
+    }
+}
+
+/// Which of these packages are not installed, told.
+pub fn missing(names: &[&str]) -> anyhow::Result<Option<String>> {
+    let absent = absent(names)?;
+    Ok((!absent.is_empty()).then(|| format!("{} not installed", absent.join(", "))))
+}
+
+fn absent<'a>(names: &[&'a str]) -> anyhow::Result<Vec<&'a str>> {
+    // It exits with 1 when it does not know one of them, and tells of the others all the same.
+    let format = r"--showformat=${Package} ${db:Status-Status}\n";
+    let Ok(told) = Command::new("dpkg-query")
+        .args(["--show", format])
+        .args(names)
+        .output()
+    else {
+        bail!(
+            "this machine has no dpkg: install by hand what Debian has in {}",
+            names.join(", ")
+        );
+    };
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    let installed = told
+        .lines()
+        .filter_map(|line| line.strip_suffix(" installed"))
+        .collect::<BTreeSet<_>>();
+    Ok(names
+        .iter()
+        .filter(|name| !installed.contains(*name))
+        .copied()
+        .collect())
+}
+
+/// Installs those of them that are not. The package lists are fetched once, and only if something is to be installed.
+pub fn install(names: &[&str]) -> anyhow::Result<()> {
+    static UPDATED: AtomicBool = AtomicBool::new(false);
+    let absent = absent(names)?;
+    if absent.is_empty() {
+        return Ok(());
+    }
+    let updated = if UPDATED.swap(true, Ordering::Relaxed) {
+        Ok(())
+    } else {
+        command::run("apt", apt().arg("update"))
+    };
+    let install = ["--yes", "--no-install-recommends", "install"];
+    let installed = command::run("apt", apt().args(install).args(absent));
+    match (updated, installed) {
+        // Some source of the machine's that has nothing to do with these packages.
+        (Err(_), Ok(())) | (Ok(()), Ok(())) => Ok(()),
+        (Err(cause), Err(_)) | (Ok(()), Err(cause)) => Err(cause),
+    }
+}
+
+fn apt() -> Command {
+    let mut apt = Command::new("apt-get");
+    // Another apt may be at work: wait for it.
+    apt.args(["-o", "DPkg::Lock::Timeout=300", "-q"])
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C");
+    apt
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_no_machine_has_is_missing() {
+        let missing = super::absent(&["dpkg", "no-such-package-anywhere"]).expect("dpkg answers");
+        assert_eq!(missing, ["no-such-package-anywhere"]);
+    }
+}

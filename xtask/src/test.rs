@@ -1,0 +1,194 @@
+//! `cargo xtask test`: everything that must hold, stage by stage.
+mod tally;
+
+use std::{
+    process::{Command, ExitCode},
+    time::Instant,
+};
+
+use anyhow::bail;
+use clap::Args;
+
+use crate::{
+    build_cmd,
+    cargo::{self, Profile},
+    setup::{self, Purpose, Tell},
+};
+use tally::Tally;
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Only these stages, by name; set-up comes first in any case
+    #[arg(long, value_name = "STAGE", value_delimiter = ',', value_parser = names())]
+    only: Vec<String>,
+    /// Only tests whose name contains this
+    filter: Option<String>,
+}
+
+/// A part of the tests.
+struct Stage {
+    name: &'static str,
+    what: &'static str,
+    needs: &'static [Purpose],
+    run: fn(&Arguments) -> anyhow::Result<Tally>,
+}
+
+/// All stages, in order: what fails fastest comes first.
+const STAGES: [Stage; 5] = [
+    Stage {
+        name: "format",
+        what: "rustfmt finds nothing to change",
+        needs: &[Purpose::Lint],
+        run: format,
+    },
+    Stage {
+        name: "lint",
+        what: "clippy finds nothing to say",
+        needs: &[Purpose::Lint, Purpose::Build],
+        run: lint,
+    },
+    Stage {
+        name: "unit",
+        what: "each crate's own tests",
+        needs: &[Purpose::Build],
+        run: unit,
+    },
+    Stage {
+        name: "lab",
+        what: "end-to-end tests between the hosts of a lab",
+        needs: &[Purpose::Build, Purpose::Lab],
+        run: lab,
+    },
+    Stage {
+        name: "vm",
+        what: "virtual machines with other kernels",
+        needs: &[Purpose::Build, Purpose::Lab, Purpose::Vm],
+        run: vm,
+    },
+];
+
+fn names() -> Vec<&'static str> {
+    STAGES.iter().map(|stage| stage.name).collect()
+}
+
+pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    setup::require_root("the test of network namespaces")?;
+    let chosen = STAGES
+        .iter()
+        .filter(|stage| {
+            arguments.only.is_empty() || arguments.only.iter().any(|name| name == stage.name)
+        })
+        .collect::<Vec<_>>();
+    let mut needs = Vec::new();
+    for purpose in chosen.iter().flat_map(|stage| stage.needs) {
+        if !needs.contains(purpose) {
+            needs.push(*purpose);
+        }
+    }
+    setup::ready(&needs, Tell::All)?;
+
+    let mut total = Tally::default();
+    let mut broken = Vec::new();
+    let mut times = Vec::new();
+    for stage in chosen {
+        println!("\n== {}: {}", stage.name, stage.what);
+        let began = Instant::now();
+        let told = match (stage.run)(arguments) {
+            Ok(tally) => {
+                total += tally;
+                if tally.failed > 0 {
+                    broken.push(stage.name);
+                }
+                tally.to_string()
+            }
+            Err(error) => {
+                println!("error: {error:#}");
+                broken.push(stage.name);
+                total.failed += 1;
+                "did not get through".to_owned()
+            }
+        };
+        times.push(format!(
+            "{:8} {:6.1} s  {told}",
+            stage.name,
+            began.elapsed().as_secs_f32()
+        ));
+        println!(
+            "== {}: {told} after {:.1} s",
+            stage.name,
+            began.elapsed().as_secs_f32()
+        );
+    }
+    println!("\n{}", times.join("\n"));
+    if !broken.is_empty() {
+        println!("failed: {}", broken.join(", "));
+    }
+    println!("\n{total}");
+    Ok(ExitCode::from(u8::from(!broken.is_empty())))
+}
+
+fn format(_: &Arguments) -> anyhow::Result<Tally> {
+    // Not `--all`: that would follow into what cargo fetched.
+    cargo::run(cargo::cargo("fmt")?.arg("--check"))?;
+    Ok(Tally::one())
+}
+
+fn lint(_: &Arguments) -> anyhow::Result<Tally> {
+    let mut clippy = cargo::cargo("clippy")?;
+    cargo::run(clippy.args(["--quiet", "--all-targets", "--", "--deny", "warnings"]))?;
+    Ok(Tally::one())
+}
+
+fn unit(arguments: &Arguments) -> anyhow::Result<Tally> {
+    let mut all = cargo::cargo("test")?;
+    all.args([
+        "--no-fail-fast",
+        "--workspace",
+        "--exclude",
+        "netmig-ebpf",
+        "--exclude",
+        "netmig-lab",
+    ]);
+    let mut library = cargo::cargo("test")?;
+    library.args([
+        "--no-fail-fast",
+        "--package",
+        "netmig-lab",
+        "--lib",
+        "--bins",
+    ]);
+    let mut sum = tests(&mut all, arguments)?;
+    sum += tests(&mut library, arguments)?;
+    Ok(sum)
+}
+
+fn lab(arguments: &Arguments) -> anyhow::Result<Tally> {
+    let binary = build_cmd::binary(Profile::Debug, Tell::Work)?;
+    let mut stories = cargo::cargo("test")?;
+    stories
+        .args(["--no-fail-fast", "--package", "netmig-lab", "--test", "*"])
+        .env("NETMIG_USER_BIN", binary)
+        // They measure pauses, on machines that may have two processors: one story at a time.
+        .env("RUST_TEST_THREADS", "1");
+    tests(&mut stories, arguments)
+}
+
+fn vm(arguments: &Arguments) -> anyhow::Result<Tally> {
+    let binary = build_cmd::binary(Profile::Debug, Tell::Work)?;
+    let mut machines = cargo::cargo("test")?;
+    machines
+        .args(["--no-fail-fast", "--package", "netmig-lab", "--test", "vm"])
+        .args(["--", "--ignored", "--test-threads", "1"])
+        .env("NETMIG_USER_BIN", binary);
+    tests(&mut machines, arguments)
+}
+
+/// Runs `cargo test` and counts.
+fn tests(command: &mut Command, arguments: &Arguments) -> anyhow::Result<Tally> {
+    command.args(&arguments.filter);
+    let (tally, status) = tally::watch(command)?;
+    if !status.success() && tally.failed == 0 {
+        bail!("`{}`: {status}", cargo::line(command));
+    }
+    Ok(tally)
+}
