@@ -1,0 +1,351 @@
+//! Whatever breaks during a move: in the end one live copy with its connections, nothing left over, and the clients saw a pause.
+use std::{
+    io::{BufRead as _, BufReader, Read},
+    thread,
+    time::{Duration, Instant},
+};
+
+use netmig_lab::{Cmd, Host as _, NamespaceHost, Process};
+
+use crate::story::{Container, How, Story};
+
+/// Kills a process at one of CRIU's moments.
+const CATCH: &str = include_str!("catch.py");
+/// How long a move that broke may take to settle.
+const SETTLED: Duration = Duration::from_secs(90);
+
+/// A stage on which one fault follows another: the container goes on from where the last one left it.
+struct Faults {
+    story: Story,
+    container: Container,
+}
+
+/// Where a fault's container is to be found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    /// It was taken back.
+    Source,
+    /// It was moved.
+    Target,
+    /// Either, by where exactly the fault hit.
+    Anywhere,
+}
+
+impl Faults {
+    fn up(name: &str) -> Self {
+        let story = Story::up(name);
+        let container = Container::new(How::Podman("crun"));
+        story.start(story.a(), &container);
+        for host in [story.a(), story.b()] {
+            host.write("/tmp/catch.py", CATCH.as_bytes(), 0o755)
+                .expect("written");
+        }
+        Self { story, container }
+    }
+
+    /// Where the container lives.
+    fn home(&self) -> &NamespaceHost {
+        let (a, b) = (self.story.a(), self.story.b());
+        if self.container.runs_on(a) { a } else { b }
+    }
+
+    /// One move under load in which `fault` breaks something, given the move, its source and its target.
+    fn one(
+        &self,
+        what: &str,
+        more: &[&str],
+        ends: Ends,
+        fault: impl FnOnce(&mut Going, &NamespaceHost, &NamespaceHost),
+    ) {
+        let began = Instant::now();
+        let source = self.home();
+        let target = self.story.other(source);
+        let loaded = self.story.load(&self.container);
+        let mut going = Going::start(&self.story, source, &self.container, more);
+        fault(&mut going, source, target);
+        going.end();
+        self.settles(what);
+        let home = self.home();
+        self.story.lives_only_on(home, &self.container);
+        loaded.end_clean();
+        self.story.nothing_is_left();
+        let found = if home.name() == source.name() {
+            Ends::Source
+        } else {
+            Ends::Target
+        };
+        assert!(
+            ends == Ends::Anywhere || ends == found,
+            "{what}: lives at {found:?}, not {ends:?}\n{}",
+            self.story.logs()
+        );
+        println!(
+            "{what}: {found:?} after {:.1} s",
+            began.elapsed().as_secs_f32()
+        );
+    }
+
+    /// Waits until no move is under way on either host. Asking starts an agent where one was killed, as any netmig-user does.
+    fn settles(&self, what: &str) {
+        let end = Instant::now() + SETTLED;
+        loop {
+            let asked = [self.story.a(), self.story.b()]
+                .map(|host| host.run(&["netmig-user", "recover"]).expect("recover"));
+            if asked
+                .iter()
+                .all(|told| told.contains("no move is under way"))
+            {
+                return;
+            }
+            assert!(
+                Instant::now() < end,
+                "{what}: {asked:?}\n{}",
+                self.story.logs()
+            );
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// A killer of `victim` at CRIU's `moment` on `host`, before a move begins.
+    fn catch(host: &NamespaceHost, moment: &str, victim: &str) -> Catcher {
+        let mut process = host
+            .spawn(&Cmd::new(["python3", "/tmp/catch.py", moment, victim]))
+            .expect("a catcher");
+        let mut lines = BufReader::new(process.stdout.take().expect("its output"));
+        let mut line = String::new();
+        lines.read_line(&mut line).expect("a line");
+        assert_eq!(line.trim(), "ready");
+        Catcher { process, lines }
+    }
+
+    /// As [`Faults::one`]: `victim` is killed at CRIU's `moment`, on the source for moments of a dump, else on the target.
+    fn killed_at(&self, moment: &str, victim: &str, ends: Ends) {
+        let source = self.home();
+        let dump = matches!(moment, "pre-dump" | "network-lock" | "post-dump");
+        let host = if dump {
+            source
+        } else {
+            self.story.other(source)
+        };
+        let mut catcher = Self::catch(host, moment, victim);
+        self.one(
+            &format!("{victim} killed at {moment}"),
+            &[],
+            ends,
+            |_, _, _| catcher.caught(),
+        );
+    }
+}
+
+/// A killer in a host.
+struct Catcher {
+    process: Process,
+    lines: BufReader<Box<dyn Read + Send>>,
+}
+
+impl Catcher {
+    fn caught(&mut self) {
+        let status = self
+            .process
+            .wait_for(Duration::from_secs(60))
+            .expect("the host answers");
+        let mut said = String::new();
+        self.lines.read_line(&mut said).expect("a line");
+        assert!(
+            status.is_some_and(|status| status.success()) && said.starts_with("killed"),
+            "the moment did not come: {status:?} {said}"
+        );
+    }
+}
+
+/// A `migrate` under way.
+struct Going {
+    process: Process,
+    lines: BufReader<Box<dyn Read + Send>>,
+    said: String,
+}
+
+impl Going {
+    fn start(story: &Story, from: &NamespaceHost, container: &Container, more: &[&str]) -> Self {
+        let command = story.command(from, container).args(more.iter().copied());
+        let mut process = from.spawn(&command).expect("migrate");
+        let lines = BufReader::new(process.stderr.take().expect("its lines"));
+        Self {
+            process,
+            lines,
+            said: String::new(),
+        }
+    }
+
+    /// Reads until it has said `word`: the name of a phase is said at its end.
+    fn until(&mut self, word: &str) {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            let n = self.lines.read_line(&mut line).expect("a line");
+            assert!(n > 0, "it ended before `{word}`: {}", self.said);
+            self.said.push_str(&line);
+            if line.contains(word) {
+                return;
+            }
+        }
+    }
+
+    /// The move's id.
+    fn id(&mut self) -> String {
+        self.until("move ");
+        self.said
+            .lines()
+            .find_map(|line| line.split_once("move "))
+            .expect("an id")
+            .1
+            .trim()
+            .to_owned()
+    }
+
+    /// Waits until the client has ended, however it did.
+    fn end(&mut self) {
+        let status = self.process.wait_for(SETTLED).expect("the host answers");
+        assert!(status.is_some(), "the client hangs: {}", self.said);
+    }
+}
+
+fn kill(host: &NamespaceHost, signal: &str, pattern: &str) {
+    host.sh(&format!("pkill -{signal} -f '{pattern}'"))
+        .unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// As the process's command line begins and ends; the brackets keep the pattern from finding its own shell.
+const AGENT: &str = "[a]gent --resident$";
+
+#[test]
+fn source_agent_killed() {
+    let faults = Faults::up("kill-source");
+    for phase in ["move ", "attach", "precopy"] {
+        faults.one(
+            &format!("source agent killed after `{phase}`"),
+            &[],
+            Ends::Source,
+            |going, source, _| {
+                going.until(phase);
+                kill(source, "KILL", AGENT);
+            },
+        );
+    }
+    for moment in ["network-lock", "post-dump"] {
+        faults.killed_at(moment, "agent", Ends::Anywhere);
+    }
+}
+
+#[test]
+fn target_agent_killed() {
+    let faults = Faults::up("kill-target");
+    for phase in ["plan", "precopy", "transfer"] {
+        faults.one(
+            &format!("target agent killed after `{phase}`"),
+            &[],
+            Ends::Anywhere,
+            |going, _, target| {
+                going.until(phase);
+                kill(target, "KILL", AGENT);
+            },
+        );
+    }
+}
+
+#[test]
+fn criu_killed() {
+    let faults = Faults::up("kill-criu");
+    for moment in ["network-lock", "post-dump"] {
+        faults.killed_at(moment, "criu", Ends::Source);
+    }
+    faults.killed_at("post-restore", "criu", Ends::Source);
+}
+
+#[test]
+fn hook_killed() {
+    let faults = Faults::up("kill-hook");
+    faults.killed_at("network-lock", "hook", Ends::Source);
+}
+
+#[test]
+fn ssh_killed() {
+    let faults = Faults::up("kill-ssh");
+    for phase in ["plan", "attach", "dump", "rebuild"] {
+        faults.one(
+            &format!("ssh killed after `{phase}`"),
+            &[],
+            Ends::Anywhere,
+            |going, source, _| {
+                going.until(phase);
+                source.sh("pkill -KILL -x ssh || true").expect("a shell");
+            },
+        );
+    }
+}
+
+#[test]
+fn client_gone_or_asking_back() {
+    let faults = Faults::up("client");
+    faults.one(
+        "SIGHUP, then --attach",
+        &[],
+        Ends::Target,
+        |going, source, _| {
+            let id = going.id();
+            going.until("attach");
+            going
+                .process
+                .signal(libc::SIGHUP)
+                .expect("the host answers");
+            going.end();
+            let attached = source
+                .exec(&Cmd::new(["netmig-user", "migrate", "--attach", &id]))
+                .expect("attached");
+            assert_eq!(
+                attached.status.code(),
+                Some(0),
+                "{}{}",
+                attached.errors(),
+                attached.text()
+            );
+        },
+    );
+    faults.one("^C in precopy", &[], Ends::Source, |going, _, _| {
+        going.until("attach");
+        going
+            .process
+            .signal(libc::SIGINT)
+            .expect("the host answers");
+        let status = going.process.wait_for(SETTLED).expect("the host answers");
+        assert_eq!(status.and_then(|s| s.code()), Some(1), "{}", going.said);
+    });
+}
+
+#[test]
+fn link_cut_around_the_grant() {
+    let faults = Faults::up("link");
+    faults.one("ssh between the hosts cut for 3 s", &[], Ends::Anywhere, |going, source, _| {
+        going.until("transfer");
+        source.sh("nft add table inet cut; nft add chain inet cut in '{ type filter hook input priority 0; }'; nft add chain inet cut out '{ type filter hook output priority 0; }'
+            nft add rule inet cut in tcp sport 22 drop; nft add rule inet cut out tcp dport 22 drop").expect("cut");
+        thread::sleep(Duration::from_secs(3));
+        source.sh("nft delete table inet cut").expect("joined");
+    });
+}
+
+#[test]
+fn source_agent_stopped_across_its_lease() {
+    let faults = Faults::up("stopped");
+    faults.one(
+        "source agent stopped for 3 s",
+        &["--lease", "1000"],
+        Ends::Anywhere,
+        |going, source, _| {
+            going.until("freeze");
+            kill(source, "STOP", AGENT);
+            thread::sleep(Duration::from_secs(3));
+            kill(source, "CONT", AGENT);
+        },
+    );
+}

@@ -1,0 +1,7 @@
+//! Whole moves between the hosts of a lab: with each runtime, beside other containers, refused ones, and with everything that can break
+//! breaking in between.
+mod bundle;
+mod faults;
+mod pairs;
+mod refusals;
+mod story;

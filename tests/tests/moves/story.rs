@@ -1,0 +1,497 @@
+//! What every story is made of: a lab, containers with a redis in it, clients, and a look at what a move leaves.
+use std::{
+    fmt::Write as _,
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use netmig_lab::{
+    Bind, Cmd, Host, Lab, NamespaceHost, Options, Output,
+    demo::Image,
+    peers::Outcome,
+    root,
+    workload::{Client, Running},
+};
+use serde_json::Value;
+
+use crate::bundle;
+
+const PEER_PROGRAM: &str = "/usr/bin/netmig-peer";
+/// Clients give up a connection after 30 s, so these are longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+const REPORT: &str = "/tmp/report.json";
+
+/// Whose a container is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// podman, which calls this runtime.
+    Podman(&'static str),
+    Runc,
+    Crun,
+}
+
+/// A container with a redis in it.
+#[derive(Debug, Clone, Copy)]
+pub struct Container {
+    pub how: How,
+    pub name: &'static str,
+    /// The last byte of its addresses.
+    pub number: u8,
+}
+
+impl Container {
+    pub fn new(how: How) -> Self {
+        Self {
+            how,
+            name: "web",
+            number: 10,
+        }
+    }
+
+    pub fn ipv4(&self) -> String {
+        format!("192.0.2.{}", self.number)
+    }
+
+    pub fn ipv6(&self) -> String {
+        format!("2001:db8::{}", self.number)
+    }
+
+    pub fn mac(&self) -> String {
+        format!("02:00:00:00:01:{:02x}", self.number)
+    }
+
+    /// The command that its manager is.
+    pub fn tool(&self) -> &'static str {
+        match self.how {
+            How::Podman(_) => "podman",
+            How::Runc => "runc",
+            How::Crun => "crun",
+        }
+    }
+
+    fn redis(&self, v6: bool) -> SocketAddr {
+        let ip = if v6 {
+            format!("[{}]", self.ipv6())
+        } else {
+            self.ipv4()
+        };
+        format!("{ip}:6379").parse().expect("an address")
+    }
+
+    /// Its manager's word for its state on `host` (`running`, `exited`, `stopped`); none if it is not there.
+    pub fn state(&self, host: &dyn Host) -> Option<String> {
+        let ask = match self.how {
+            How::Podman(_) => Cmd::new([
+                "podman",
+                "inspect",
+                "--type",
+                "container",
+                "--format",
+                "{{.State.Status}}",
+                self.name,
+            ]),
+            How::Runc | How::Crun => Cmd::new([self.tool(), "state", self.name]),
+        };
+        let told = host.exec(&ask).expect("the host answers");
+        if !told.status.success() {
+            return None;
+        }
+        match self.how {
+            How::Podman(_) => Some(told.text().trim().to_owned()),
+            How::Runc | How::Crun => {
+                let state: Value = serde_json::from_str(&told.text()).expect("a state");
+                state["status"].as_str().map(ToOwned::to_owned)
+            }
+        }
+    }
+
+    pub fn runs_on(&self, host: &dyn Host) -> bool {
+        self.state(host).as_deref() == Some("running")
+    }
+}
+
+/// A lab that knows the image.
+pub struct Story {
+    lab: Lab,
+    image: Image,
+}
+
+impl Story {
+    pub fn up(name: &str) -> Self {
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_netmig-peer"));
+        let image =
+            Image::build(&root::path(), &program, &root::cache().join("demo")).expect("an image");
+        let options = Options {
+            binds: vec![Bind {
+                source: program,
+                target: PEER_PROGRAM.into(),
+                read_only: true,
+            }],
+            ..Options::default()
+        };
+        let lab = Lab::temporary(name, &options).expect("a lab");
+        std::thread::scope(|scope| {
+            for host in [lab.a(), lab.b()] {
+                let image = &image;
+                scope.spawn(move || image.load(host).expect("the image"));
+            }
+        });
+        Self { lab, image }
+    }
+
+    pub fn a(&self) -> &NamespaceHost {
+        self.lab.a()
+    }
+
+    pub fn b(&self) -> &NamespaceHost {
+        self.lab.b()
+    }
+
+    pub fn image(&self) -> &str {
+        self.image.name()
+    }
+
+    /// The other of the two hosts.
+    pub fn other(&self, host: &NamespaceHost) -> &NamespaceHost {
+        if host.name() == "a" {
+            self.b()
+        } else {
+            self.a()
+        }
+    }
+
+    /// Starts the container on `host` and waits until its redis answers.
+    pub fn start(&self, host: &dyn Host, container: &Container) {
+        match container.how {
+            How::Podman(runtime) => {
+                let network = format!(
+                    "lab:ip={},ip6={},mac={}",
+                    container.ipv4(),
+                    container.ipv6(),
+                    container.mac()
+                );
+                let run = [
+                    "podman",
+                    "--runtime",
+                    runtime,
+                    "run",
+                    "--detach",
+                    "--name",
+                    container.name,
+                    "--network",
+                    &network,
+                    self.image(),
+                    "/bin/redis-server",
+                    "/etc/redis.conf",
+                ];
+                host.run(&run).expect("a container");
+            }
+            How::Runc | How::Crun => bundle::start(host, container, self.image()),
+        }
+        self.wait_until_it_answers(container);
+    }
+
+    pub fn wait_until_it_answers(&self, container: &Container) {
+        for v6 in [false, true] {
+            let (version, ip) = if v6 {
+                ("-6", container.ipv6())
+            } else {
+                ("-4", container.ipv4())
+            };
+            let ask = format!("timeout 1 redis-cli {version} -h {ip} ping | grep -q PONG");
+            self.lab
+                .peer()
+                .wait_for(&ask, Duration::from_secs(20))
+                .expect("redis answers");
+        }
+    }
+
+    /// A few verified clients and idle connections, warm, over both protocols.
+    pub fn load(&self, container: &Container) -> Loaded<'_> {
+        let mut clients = Vec::new();
+        for (kind, v6, connections) in [
+            ("redis", false, 3),
+            ("redis", true, 2),
+            ("idle", false, 2),
+            ("idle", true, 1),
+        ] {
+            let name = format!("{kind}-{}-{}", container.name, if v6 { "v6" } else { "v4" });
+            let to = container.redis(v6).to_string();
+            let connections = connections.to_string();
+            let args = [
+                kind,
+                "--name",
+                &name,
+                "--to",
+                &to,
+                "--connections",
+                &connections,
+                "--limit",
+                "900",
+            ];
+            clients.push(Client {
+                args: args.map(ToOwned::to_owned).to_vec(),
+                name,
+            });
+        }
+        let running = Running::start(self.lab.peer(), PEER_PROGRAM, &clients).expect("clients");
+        running.wait_warm(PATIENCE).expect("warm clients");
+        Loaded {
+            story: self,
+            container: *container,
+            connections: self.connections(container),
+            running,
+        }
+    }
+
+    /// The connections of `peer` with the container as `local remote`, sorted.
+    fn connections(&self, container: &Container) -> Vec<String> {
+        let filter = format!("dst {} or dst [{}]", container.ipv4(), container.ipv6());
+        let table = self
+            .lab
+            .peer()
+            .run(&["ss", "-Htn", "state", "established", &filter])
+            .expect("ss");
+        let ends = |line: &str| {
+            let mut words = line.split_whitespace().skip(2);
+            Some(format!("{} {}", words.next()?, words.next()?))
+        };
+        let mut all: Vec<_> = table.lines().filter_map(ends).collect();
+        all.sort();
+        all
+    }
+
+    /// `netmig-user migrate` from one host to the other, to its end.
+    pub fn migrate(&self, from: &NamespaceHost, container: &Container, more: &[&str]) -> Ended {
+        let command = self
+            .command(from, container)
+            .args(more.iter().copied())
+            .args(["--report", REPORT]);
+        from.run(&["rm", "-f", REPORT]).expect("no old report");
+        let output = from
+            .exec(&command.limit(Duration::from_secs(120)))
+            .expect("migrate runs");
+        let report = from
+            .read(REPORT)
+            .ok()
+            .map(|text| serde_json::from_slice(&text).expect("a report that is JSON"));
+        Ended { output, report }
+    }
+
+    /// `netmig-user migrate` of the container to the other host.
+    pub fn command(&self, from: &NamespaceHost, container: &Container) -> Cmd {
+        let to = format!("ssh://{}", self.other(from).name());
+        let which = format!("--{}", container.tool());
+        Cmd::new([
+            "netmig-user",
+            "migrate",
+            &which,
+            container.name,
+            "--to",
+            &to,
+        ])
+    }
+
+    /// A move that must succeed.
+    pub fn moves(&self, from: &NamespaceHost, container: &Container) -> Ended {
+        let ended = self.migrate(from, container, &[]);
+        assert!(
+            ended.code() == Some(0) && ended.outcome() == "moved",
+            "{}\n{}",
+            ended.said(),
+            self.logs()
+        );
+        self.lives_only_on(self.other(from), container);
+        ended
+    }
+
+    /// The container runs on `host`, and nowhere else is a process or a record of it that runs.
+    pub fn lives_only_on(&self, host: &NamespaceHost, container: &Container) {
+        let elsewhere = self.other(host);
+        assert_eq!(
+            container.state(host).as_deref(),
+            Some("running"),
+            "on {}\n{}",
+            host.name(),
+            self.logs()
+        );
+        assert_eq!(
+            self.copies(host, container),
+            1,
+            "processes on {}\n{}",
+            host.name(),
+            self.logs()
+        );
+        assert_eq!(
+            self.copies(elsewhere, container),
+            0,
+            "processes on {}\n{}",
+            elsewhere.name(),
+            self.logs()
+        );
+        assert!(
+            !container.runs_on(elsewhere),
+            "on {}\n{}",
+            elsewhere.name(),
+            self.logs()
+        );
+    }
+
+    /// How many redis servers `host` has with the container's IPv4 address in their network namespace.
+    pub fn copies(&self, host: &NamespaceHost, container: &Container) -> usize {
+        let count = format!(
+            "for pid in $(pgrep -x redis-server); do nsenter -t $pid -n ip -o -4 addr show to {} 2>/dev/null | sort -u; done | wc -l",
+            container.ipv4()
+        );
+        host.sh(&count)
+            .expect("counted")
+            .trim()
+            .parse()
+            .expect("a number")
+    }
+
+    /// What a move may not leave on `host`, one line each.
+    fn left(&self, host: &NamespaceHost) -> String {
+        let links = 1 + host
+            .run(&["pgrep", "-cx", "redis-server"])
+            .map_or(0, |n| n.trim().parse::<usize>().unwrap_or(0));
+        let look = r#"
+            ls -d /sys/fs/bpf/netmig/* 2>/dev/null || true
+            ls -d /run/netmig/moves/* 2>/dev/null || true
+            find /sys/fs/cgroup -name cgroup.freeze -exec grep -lx 1 {} + 2>/dev/null || true
+            pgrep -xl 'criu|rsync' || true
+            pgrep -af '[n]etmig-user supervise|^/run/netmig/moves|[n]etmig-user rsh' || true
+            netmig-user gate | grep -v '^no gate' || true"#;
+        let mut left = host.sh(look).expect("looked");
+        let ports = host
+            .sh("ls /sys/class/net/br0/brif")
+            .expect("ports")
+            .lines()
+            .count();
+        if ports != links {
+            writeln!(
+                left,
+                "\n{ports} ports in br0, expected {links}: {}",
+                host.sh("ip -br link").expect("links")
+            )
+            .expect("a string");
+        }
+        left.trim().to_owned()
+    }
+
+    /// As [`Story::nothing_is_left`], whatever else is on the hosts' bridges.
+    pub fn no_move_is_left(&self) {
+        for host in [self.a(), self.b()] {
+            let end = Instant::now() + Duration::from_secs(20);
+            loop {
+                let left = host
+                    .sh("ls -d /sys/fs/bpf/netmig/* /run/netmig/moves/* 2>/dev/null || true")
+                    .expect("looked");
+                if left.is_empty() {
+                    break;
+                }
+                let known = host.run(&["netmig-user", "recover"]).expect("recover");
+                assert!(
+                    Instant::now() < end,
+                    "left on {}:\n{left}\n{known}\n{}",
+                    host.name(),
+                    self.logs()
+                );
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+
+    /// Nothing of a move is left on either host; its last steps may take a moment.
+    pub fn nothing_is_left(&self) {
+        for host in [self.a(), self.b()] {
+            let end = Instant::now() + Duration::from_secs(20);
+            loop {
+                let left = self.left(host);
+                if left.is_empty() {
+                    break;
+                }
+                assert!(
+                    Instant::now() < end,
+                    "left on {}:\n{left}\n{}",
+                    host.name(),
+                    self.logs()
+                );
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+
+    /// What the agents wrote, for a story that goes wrong.
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        for host in [self.a(), self.b()] {
+            let log = host
+                .run(&["tail", "-n", "40", "/run/netmig/agent.log"])
+                .unwrap_or_default();
+            writeln!(text, "agent on {}:\n{log}", host.name()).expect("a string");
+        }
+        text
+    }
+}
+
+/// A `migrate` that ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub output: Output,
+    pub report: Option<Value>,
+}
+
+impl Ended {
+    pub fn code(&self) -> Option<i32> {
+        self.output.status.code()
+    }
+
+    pub fn outcome(&self) -> &str {
+        self.report
+            .as_ref()
+            .and_then(|r| r["outcome"].as_str())
+            .unwrap_or("not told")
+    }
+
+    /// Everything that it said.
+    pub fn said(&self) -> String {
+        format!(
+            "{}\n{}{}",
+            self.output.status,
+            self.output.errors(),
+            self.output.text()
+        )
+    }
+}
+
+/// A container with clients at work.
+pub struct Loaded<'a> {
+    story: &'a Story,
+    container: Container,
+    connections: Vec<String>,
+    running: Running,
+}
+
+impl Loaded<'_> {
+    /// Stops the clients: no error, no reset, nothing corrupt, and the connections are the ones from the beginning.
+    pub fn end_clean(self) -> Vec<Outcome> {
+        let now = self.story.connections(&self.container);
+        let outcomes = self.running.stop(PATIENCE).expect("outcomes");
+        let dirty: Vec<_> = outcomes.iter().filter(|o| !o.clean()).collect();
+        assert!(dirty.is_empty(), "{dirty:#?}\n{}", self.story.logs());
+        assert_eq!(
+            now, self.connections,
+            "connections of {}",
+            self.container.name
+        );
+        assert!(
+            outcomes
+                .iter()
+                .any(|o| o.row.operations.is_some_and(|n| n > 0)),
+            "nothing was asked: {outcomes:#?}"
+        );
+        outcomes
+    }
+}
