@@ -1,5 +1,6 @@
 //! Whole moves between the hosts of a lab: with each runtime, beside other containers, refused ones, and with everything that can break
 //! breaking in between.
+mod beside;
 mod bundle;
 mod faults;
 mod pairs;

@@ -148,6 +148,10 @@ impl Story {
         self.lab.b()
     }
 
+    pub fn peer(&self) -> &NamespaceHost {
+        self.lab.peer()
+    }
+
     pub fn image(&self) -> &str {
         self.image.name()
     }
@@ -359,8 +363,9 @@ impl Story {
         let look = r#"
             ls -d /sys/fs/bpf/netmig/* 2>/dev/null || true
             ls -d /run/netmig/moves/* 2>/dev/null || true
+            grep -o ' /run/netmig/[^ ]* [^ ]*' /proc/self/mounts || true
             find /sys/fs/cgroup -name cgroup.freeze -exec grep -lx 1 {} + 2>/dev/null || true
-            pgrep -xl 'criu|rsync' || true
+            pgrep -xlr D,R,S,T 'criu|rsync|ssh' || true
             pgrep -af '[n]etmig-user supervise|^/run/netmig/moves|[n]etmig-user rsh' || true
             netmig-user gate | grep -v '^no gate' || true"#;
         let mut left = host.sh(look).expect("looked");
