@@ -11,9 +11,7 @@ pub mod journal;
 pub mod look;
 pub mod points;
 pub mod source;
-pub mod source_steps;
 pub mod target;
-pub mod target_steps;
 pub mod timers;
 
 /// Random bytes of the kernel.

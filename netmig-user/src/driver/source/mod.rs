@@ -1,6 +1,12 @@
 //! The source's driver: performs the source machine's actions.
 //!
 //! One task a move. It never waits for a step: a step runs on a blocking thread (or a task) and its end comes back as an [`Input`].
+mod ending;
+mod engine;
+mod files;
+mod gate;
+mod steps;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -22,12 +28,12 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use self::steps::Steps;
 use super::{
     clock::Clock,
     feed::Feed,
     journal::{self, Journal},
     life, random,
-    source_steps::Steps,
     timers::Timers,
 };
 use crate::{

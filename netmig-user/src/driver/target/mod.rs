@@ -1,4 +1,10 @@
 //! The target's driver: performs the target machine's actions.
+mod ending;
+mod engine;
+mod images;
+mod prepare;
+mod steps;
+
 use std::{
     fs,
     sync::Arc,
@@ -15,11 +21,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
+use self::steps::Steps;
 use super::{
     feed::Feed,
     journal::{self, Journal},
     life,
-    target_steps::Steps,
     timers::Timers,
 };
 use crate::{

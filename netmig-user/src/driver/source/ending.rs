@@ -1,0 +1,190 @@
+//! The two ends of a move at the source: the container taken back, or gone to the target.
+use std::{
+    fs::{self},
+    sync::{PoisonError, atomic::Ordering},
+    time::Instant,
+};
+
+use netmig_common::Mode;
+use netmig_core::container::SourcePolicy;
+
+use super::steps::Steps;
+use crate::{
+    agent::{local::Told, paths},
+    engine::{cgroup, job::Job},
+    gate::{self, Gate},
+    net,
+    runtime::{self},
+    sock,
+};
+
+impl Steps {
+    /// Takes the container back: gate `pass`, sockets as they were, the dump cancelled, re-armed, thawed last. What is left, in words.
+    pub fn undo(&self) -> Vec<String> {
+        self.over.store(true, Ordering::SeqCst);
+        let _running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = Vec::new();
+        let container = self.state().container.clone();
+        self.stop_streams();
+        if let Some(copying) = self.state().copying.take()
+            && copying.join().is_err()
+        {
+            left.push("the thread that copies files panicked".to_owned());
+        }
+        let gate = self.take_gate();
+        let kept = self.state().kept.take();
+        if let Some(kept) = kept {
+            left.extend(kept.undo().iter().map(ToString::to_string));
+        }
+        if let Some(gate) = &gate
+            && let Err(e) = gate
+                .reclaim(self.life.epoch)
+                .and_then(|_| gate.set_mode(Mode::Pass, self.life.epoch, None))
+        {
+            left.push(format!("opening the gate: {e}"));
+        }
+        self.state().reopened = Some(Instant::now());
+        // Of another move of the same container nothing may be touched.
+        let begun = Job::adopt(&self.job_dir()).is_some();
+        self.end_engine(1, &mut left);
+        if let Some(container) = &container {
+            let runtime = runtime::of(container.manager);
+            if begun {
+                left.extend(
+                    runtime
+                        .after_abort(container)
+                        .iter()
+                        .map(ToString::to_string),
+                );
+            }
+            if let Some(disarmed) = self.state().disarmed.take() {
+                left.extend(runtime.rearm(&disarmed).iter().map(ToString::to_string));
+            }
+            if let Some(cgroup) = &container.cgroup
+                && begun
+                && cgroup::frozen(cgroup).unwrap_or(false)
+                && let Err(e) = cgroup::thaw(cgroup)
+            {
+                left.push(e.to_string());
+            }
+        }
+        self.detach(gate, &mut left);
+        left
+    }
+
+    /// The container lives at the target: its processes here end behind the closed gate, its record is kept or removed, its network goes.
+    pub fn clean(&self) -> Vec<String> {
+        self.over.store(true, Ordering::SeqCst);
+        let _running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = Vec::new();
+        self.stop_streams();
+        let gate = self.take_gate();
+        // Orphans would hold the connections' addresses until their retries are over, and a move back could not bind them.
+        let kept = self.state().kept.take();
+        left.extend(
+            kept.into_iter()
+                .flat_map(sock::Kept::silence)
+                .map(|e| e.to_string()),
+        );
+        self.end_engine(0, &mut left);
+        let Some(container) = self.state().container.clone() else {
+            return left;
+        };
+        if let Some(cgroup) = &container.cgroup
+            && cgroup.exists()
+            && let Err(e) = cgroup::kill(cgroup)
+        {
+            left.push(e.to_string());
+        }
+        let policy = if self.spec.remove_source {
+            SourcePolicy::Remove
+        } else {
+            SourcePolicy::Keep
+        };
+        match runtime::of(container.manager).after_release(&container, policy, &self.spec.to) {
+            Ok(after) => {
+                if let Some(name) = &after.kept_as {
+                    self.feed
+                        .tell(Told::Note(format!("the source's record is kept as {name}")));
+                }
+                left.extend(after.warnings);
+            }
+            Err(e) => left.push(e.to_string()),
+        }
+        if let Some(netns) = container.netns.as_ref().filter(|path| path.exists()) {
+            let (links, network, ours) = {
+                let state = self.state();
+                (
+                    state.links.clone(),
+                    state.network.clone().unwrap_or_default(),
+                    netns.starts_with("/run/netns"),
+                )
+            };
+            left.extend(
+                net::depart(netns, &links, &network, ours)
+                    .iter()
+                    .map(ToString::to_string),
+            );
+        }
+        self.detach(gate, &mut left);
+        left
+    }
+
+    /// Nothing of the move is needed any more on this host but its record.
+    pub fn forget(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        if let Some(container) = &self.state().container {
+            let claim = paths::claims().join(&container.id);
+            if fs::read_to_string(&claim).is_ok_and(|mv| mv == self.id.to_string())
+                && let Err(e) = fs::remove_file(&claim)
+            {
+                left.push(format!("removing {}: {e}", claim.display()));
+            }
+        }
+        match std::fs::remove_dir_all(paths::run(self.id)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                left.push(format!("removing {}: {e}", paths::run(self.id).display()))
+            }
+            _ => {}
+        }
+        left
+    }
+
+    pub(super) fn stop_streams(&self) {
+        let mut state = self.state();
+        state.images = None;
+        if let Some(stop) = state.renewing.take() {
+            stop.store(true, Ordering::SeqCst);
+        }
+        if let Some(streaming) = state.streaming.take() {
+            streaming.stop.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// The gate of this agent's life, or the one that an earlier agent left pinned.
+    pub(super) fn take_gate(&self) -> Option<Gate> {
+        let gate = self.state().gate.take();
+        gate.or_else(|| Gate::reopen(self.id, &paths::pins(self.id)).ok())
+    }
+
+    pub(super) fn detach(&self, gate: Option<Gate>, left: &mut Vec<String>) {
+        let errors = match gate {
+            Some(gate) => {
+                match gate.counters() {
+                    Ok(counters) => self.state().dropped = dropped(&counters),
+                    Err(e) => left.push(e.to_string()),
+                }
+                gate.detach().err().unwrap_or_default()
+            }
+            None => gate::clear(&paths::pins(self.id)),
+        };
+        left.extend(errors.iter().map(ToString::to_string));
+    }
+}
+
+pub(super) fn dropped(counters: &netmig_common::Counters) -> u64 {
+    [counters.inbound, counters.outbound, counters.loopback]
+        .iter()
+        .map(netmig_common::Tally::dropped_packets)
+        .sum()
+}

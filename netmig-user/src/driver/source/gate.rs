@@ -1,0 +1,186 @@
+//! The gate at the source: attached, drained, closed under a renewed lease, granted.
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use netmig_common::{FlowKey, Mode, Side};
+use netmig_core::machine::source::Done;
+use tracing::warn;
+
+use super::{
+    super::points,
+    steps::{GLANCE, Steps},
+};
+use crate::{
+    agent::{local::Told, paths},
+    engine::criu::{
+        self, Kit,
+        hook::{self},
+    },
+    gate::{FlowScales, Gate},
+    net, sock,
+};
+
+/// A peer that has sent no payload for so long has stopped.
+pub(super) const SILENCE: Duration = Duration::from_millis(2);
+
+impl Steps {
+    /// The gate, in mode `pass`, at every link and `lo`.
+    pub fn attach(&self) -> Result<Done> {
+        let netns = self.netns()?;
+        let links = net::links(&netns)?;
+        let points = points::of(&links, &netns);
+        self.state().links = links;
+        if let Some(parent) = paths::pins(self.id).parent() {
+            std::fs::create_dir_all(parent)
+                .with_context(|| format!("making {}", parent.display()))?;
+        }
+        let gate = Gate::attach(
+            self.id,
+            Side::Source,
+            Mode::Pass,
+            self.life.epoch,
+            &points,
+            &paths::pins(self.id),
+        )?;
+        self.state().gate = Some(gate);
+        let container = self.container()?;
+        let exe = paths::program().context("finding this program")?;
+        let kit = Kit::prepare(
+            &paths::run(self.id),
+            hook::Side::Source,
+            &container,
+            &exe,
+            None,
+        )?;
+        self.state().kit = Some(kit);
+        criu::warm().context("asking CRIU whether it can run here")?;
+        Ok(Done::Attached)
+    }
+
+    /// Lets data in flight settle, for flows that carry bulk.
+    pub fn drain(&self) -> Result<Done> {
+        let netns = self.netns()?;
+        let bulk: Vec<_> = sock::flows(&netns)?
+            .into_iter()
+            .filter(|flow| flow.sends_bulk || flow.receives_bulk)
+            .collect();
+        if bulk.is_empty() {
+            return Ok(Done::Drained);
+        }
+        let mut keys = Vec::new();
+        let state = self.state();
+        let gate = state.gate.as_ref().context("no gate stands")?;
+        for flow in &bulk {
+            let (key, scales) = hint(flow);
+            gate.hint(&key, &scales)?;
+            keys.push(key);
+        }
+        // What carries requests is left alone: every drained millisecond would be pause.
+        gate.drain_all(false, false)?;
+        gate.set_mode(
+            Mode::Drain,
+            self.life.epoch,
+            Some(self.lease() + Duration::from_millis(self.spec.drain_limit_ms)),
+        )?;
+        drop(state);
+        let limit = Duration::from_millis(self.spec.drain_limit_ms);
+        let until = Instant::now() + limit;
+        while Instant::now() < until && !self.over.load(Ordering::SeqCst) {
+            thread::sleep(GLANCE);
+            let state = self.state();
+            let progress = state
+                .gate
+                .as_ref()
+                .context("no gate stands")?
+                .progress(SILENCE)?;
+            drop(state);
+            if !keys.iter().any(|key| progress.busy.contains(key)) {
+                return Ok(Done::Drained);
+            }
+        }
+        self.feed.tell(Told::Note(format!(
+            "data was still in flight after {} ms of drain",
+            self.spec.drain_limit_ms
+        )));
+        Ok(Done::Drained)
+    }
+
+    pub(super) fn lease(&self) -> Duration {
+        Duration::from_millis(self.spec.lease_ms)
+    }
+
+    /// Mode `closed`, with a lease that is renewed as long as this agent lives.
+    pub fn close(self: &Arc<Self>) -> Result<Done> {
+        let mut state = self.state();
+        let gate = state.gate.as_ref().context("no gate stands")?;
+        gate.set_mode(Mode::Closed, self.life.epoch, Some(self.lease()))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        state.renewing = Some(stop.clone());
+        // The tasks are stopped: the last difference of the files goes over while the engine writes its images.
+        let steps = self.clone();
+        state.copying = Some(thread::spawn(move || steps.copy_files(true)));
+        drop(state);
+        let steps = self.clone();
+        thread::spawn(move || {
+            let pause = steps.lease() / 4;
+            while !stop.load(Ordering::SeqCst) {
+                thread::sleep(pause.min(Duration::from_millis(500)));
+                let state = steps.state();
+                let renewed = match &state.gate {
+                    // A grant stops the renewal under the same lock.
+                    Some(gate) if !stop.load(Ordering::SeqCst) => {
+                        gate.renew(steps.life.epoch, steps.lease())
+                    }
+                    _ => return,
+                };
+                if let Err(e) = renewed {
+                    return warn!(mv = %steps.id, "the gate's lease is not renewed: {e}");
+                }
+            }
+        });
+        Ok(Done::Closed)
+    }
+
+    /// Compare-and-set in the gate.
+    pub fn grant(&self) -> Result<Done> {
+        let mut state = self.state();
+        if let Some(stop) = state.renewing.take() {
+            stop.store(true, Ordering::SeqCst);
+        }
+        state
+            .gate
+            .as_ref()
+            .context("no gate stands")?
+            .grant(self.life.epoch)?;
+        Ok(Done::Granted)
+    }
+}
+
+/// A connection as the gate knows it, and what is to be stopped of it.
+pub(super) fn hint(flow: &sock::Flow) -> (FlowKey, FlowScales) {
+    let octets = |ip: std::net::IpAddr| match ip {
+        std::net::IpAddr::V4(ip) => FlowKey::mapped(ip.octets()),
+        std::net::IpAddr::V6(ip) => ip.octets(),
+    };
+    let key = FlowKey {
+        container: octets(flow.local.ip),
+        peer: octets(flow.peer.ip),
+        container_port: flow.local.port,
+        peer_port: flow.peer.port,
+    };
+    let scales = FlowScales {
+        snd: flow.snd_wscale,
+        rcv: flow.rcv_wscale,
+        signed: flow.signed,
+        stop_peer: flow.receives_bulk,
+        stop_container: flow.sends_bulk,
+    };
+    (key, scales)
+}

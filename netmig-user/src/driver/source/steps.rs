@@ -1,0 +1,275 @@
+//! What the source's driver does for each action: blocking work on the container, the gate, the sockets and the runtime.
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use netmig_core::{
+    container::Container,
+    id::{Life, MoveId},
+    image::v1::net::Network,
+    machine::source::Done,
+    proto::{Channel, Hello, PROTOCOL, ToTarget, Word},
+    socket::Row,
+};
+use tokio::{runtime::Handle, sync::oneshot};
+
+use super::{
+    super::{bulk, feed::Feed, look},
+    Facts,
+    engine::Streaming,
+};
+use crate::{
+    agent::{
+        local::{MoveSpec, Told},
+        paths,
+    },
+    engine::{
+        cgroup,
+        criu::{Kit, hook::HookReply},
+        task,
+    },
+    gate::Gate,
+    net,
+    runtime::{self, Disarmed, Mounts},
+    sock,
+    wire::dial::{Destination, Dialer},
+};
+
+/// Between two looks at growing images.
+pub(super) const GLANCE: Duration = Duration::from_millis(1);
+
+/// The source's work on one move.
+pub struct Steps {
+    pub(super) id: MoveId,
+    pub(super) spec: MoveSpec,
+    pub(super) life: Life,
+    pub(super) feed: Feed,
+    pub(super) dialer: Dialer,
+    pub(super) handle: Handle,
+    /// Set once the move is undone or over: nothing new may begin.
+    pub(super) over: AtomicBool,
+    /// Held while a step runs; an undo waits for it.
+    pub(super) running: Mutex<()>,
+    pub(super) state: Mutex<State>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) container: Option<Container>,
+    pub(super) netns: Option<PathBuf>,
+    pub(super) network: Option<Network>,
+    pub(super) links: Vec<net::Link>,
+    pub(super) rows: Vec<Row>,
+    pub(super) expected: Vec<String>,
+    pub(super) file_bytes: u64,
+    pub(super) dropped: u64,
+    pub(super) reopened: Option<Instant>,
+    pub(super) gate: Option<Gate>,
+    pub(super) disarmed: Option<Disarmed>,
+    pub(super) kit: Option<Kit>,
+    pub(super) frozen: bool,
+    pub(super) kept: Option<sock::Kept>,
+    pub(super) moment: Option<oneshot::Sender<HookReply>>,
+    pub(super) dumped: Option<oneshot::Sender<HookReply>>,
+    pub(super) images: Option<bulk::Sender>,
+    pub(super) streaming: Option<Streaming>,
+    pub(super) renewing: Option<Arc<AtomicBool>>,
+    pub(super) copying: Option<thread::JoinHandle<Result<()>>>,
+}
+
+impl Steps {
+    /// Nothing has been done yet.
+    pub fn new(id: MoveId, spec: MoveSpec, to: Destination, life: Life, feed: Feed) -> Self {
+        let dialer = Dialer {
+            to,
+            remote_command: spec.remote_command.clone(),
+            env: spec.env.clone(),
+        };
+        Self {
+            id,
+            spec,
+            life,
+            feed,
+            dialer,
+            handle: Handle::current(),
+            over: AtomicBool::new(false),
+            running: Mutex::default(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Takes up what an earlier agent did.
+    pub fn restore(&self, facts: &Facts) {
+        let mut state = self.state();
+        if let Some(question) = &facts.question {
+            state.netns = look::netns_of(&question.container);
+            state.container = Some(question.container.clone());
+            state.network = Some(question.network.clone());
+        }
+        state.disarmed.clone_from(&facts.disarmed);
+        state.kit = Kit::open(&paths::run(self.id)).ok();
+    }
+
+    /// How the target is reached.
+    pub fn dialer(&self) -> &Dialer {
+        &self.dialer
+    }
+
+    /// How to re-arm, once disarmed.
+    pub fn disarmed(&self) -> Option<Disarmed> {
+        self.state().disarmed.clone()
+    }
+
+    /// The sockets as the plan found them.
+    pub fn rows(&self) -> Vec<Row> {
+        self.state().rows.clone()
+    }
+
+    /// What will be different afterwards, as the plan found it.
+    pub fn expected(&self) -> Vec<String> {
+        self.state().expected.clone()
+    }
+
+    /// Bytes of files that rsync sent.
+    pub fn file_bytes(&self) -> u64 {
+        self.state().file_bytes
+    }
+
+    /// Packets that the closed gate dropped here.
+    pub fn dropped(&self) -> u64 {
+        self.state().dropped
+    }
+
+    /// When the gate passed again, after an undo.
+    pub fn reopened(&self) -> Option<Instant> {
+        self.state().reopened
+    }
+
+    /// One step at a time, and none once the move is over.
+    pub fn run(self: &Arc<Self>, work: impl FnOnce(&Arc<Self>) -> Result<Done>) -> Result<Done> {
+        let _running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.over.load(Ordering::SeqCst) {
+            bail!("the move is being given up");
+        }
+        work(self)
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn container(&self) -> Result<Container> {
+        self.state()
+            .container
+            .clone()
+            .context("the container has not been looked at")
+    }
+
+    pub(super) fn netns(&self) -> Result<PathBuf> {
+        self.state()
+            .netns
+            .clone()
+            .context("the container has no network namespace")
+    }
+
+    /// Looks at everything and changes nothing.
+    pub fn inspect(&self) -> Result<Done> {
+        let mounts = Mounts(self.spec.mounts.clone());
+        let found = look::look(
+            self.spec.manager,
+            &self.spec.name,
+            &mounts,
+            &self.spec.allow,
+        )?;
+        if !self.spec.dry_run {
+            self.claim(&found.question.container)?;
+        }
+        let mut state = self.state();
+        state.netns = look::netns_of(&found.question.container);
+        state.network = Some(found.question.network.clone());
+        state.container = Some(found.question.container.clone());
+        state.rows = found.rows;
+        state.expected = found.warnings;
+        drop(state);
+        Ok(Done::Inspected(Box::new(found.question), found.objections))
+    }
+
+    /// This container is this move's and no other's.
+    pub(super) fn claim(&self, container: &Container) -> Result<()> {
+        let dir = paths::claims();
+        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let path = dir.join(&container.id);
+        let mine = self.id.to_string();
+        match OpenOptions::new().create_new(true).write(true).open(&path) {
+            Ok(mut file) => file
+                .write_all(mine.as_bytes())
+                .with_context(|| format!("writing {}", path.display())),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                let other = fs::read_to_string(&path).unwrap_or_default();
+                match other.parse::<MoveId>() {
+                    Ok(other) if other != self.id && paths::run(other).exists() => {
+                        bail!(
+                            "container {} is being moved already, by move {other}: netmig-user migrate --attach {other} follows it",
+                            container.name
+                        )
+                    }
+                    // Its move is over.
+                    _ => fs::write(&path, &mine)
+                        .with_context(|| format!("writing {}", path.display())),
+                }
+            }
+            Err(e) => Err(e).with_context(|| format!("making {}", path.display())),
+        }
+    }
+
+    /// Nothing shall start the container again by itself.
+    pub fn disarm(&self) -> Result<Done> {
+        let container = self.container()?;
+        let disarmed = runtime::of(container.manager).disarm(&container)?;
+        for text in &disarmed.warnings {
+            self.feed.tell(Told::Note(text.clone()));
+        }
+        self.state().disarmed = Some(disarmed);
+        Ok(Done::Disarmed)
+    }
+
+    pub(super) fn hello(&self, channel: Channel) -> Hello {
+        Hello {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            mv: self.id,
+            life: self.life,
+            peer: None,
+            channel,
+            last_seen: 0,
+            word: Word::Undecided,
+        }
+    }
+
+    /// Freezes the container's cgroup and reads its sockets; none is left in repair.
+    pub fn dump_sockets(&self) -> Result<Done> {
+        let container = self.container()?;
+        let netns = self.netns()?;
+        if let Some(cgroup) = &container.cgroup {
+            self.state().frozen = true;
+            // CRIU holds the tasks: they count as frozen only when it lets them go, so nothing is waited for.
+            cgroup::freeze_now(cgroup)?;
+        }
+        if let Some(gate) = &self.state().gate {
+            gate.settle()?;
+        }
+        let pids = task::tasks(container.init_pid)?;
+        let (sockets, kept) = sock::dump(&netns, &pids)?;
+        self.state().kept = Some(kept);
+        Ok(Done::Dumped(Box::new(ToTarget::Sockets(Box::new(sockets)))))
+    }
+}

@@ -1,0 +1,131 @@
+//! The two ends of a move at the target: settled, or discarded.
+use std::{
+    sync::{PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use super::{engine::answer, steps::Steps};
+use crate::{
+    agent::paths,
+    engine::{
+        cgroup,
+        job::{Job, Status},
+    },
+    gate::{self},
+    net,
+    runtime::{self},
+};
+
+/// Longest time that the runtime may take to end after it was told how.
+const ENDING: Duration = Duration::from_secs(60);
+
+impl Steps {
+    /// Removes all that was made, the engine's processes first. What could not be removed, in words.
+    pub fn discard(&self) -> Vec<String> {
+        self.over.store(true, Ordering::SeqCst);
+        self.arrived.broken("the move is being given up".to_owned());
+        let _running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = Vec::new();
+        // First of all, behind the closed gate: at `pre-resume` CRIU does not look at the hook's answer and would let the tasks run.
+        let init_pid = self.state().made.init_pid;
+        if let Some(pid) = init_pid {
+            left.extend(kill_tasks(pid));
+        }
+        if let Some(reply) = self.state().moment.take() {
+            answer(reply, 1);
+        }
+        if let Some(job) = Job::adopt(&self.job_dir())
+            && job.wait(ENDING) == Status::Running
+        {
+            left.push(format!(
+                "the runtime's restore has not ended {ENDING:?} after it was told to; it is killed"
+            ));
+            if let Err(e) = job.kill() {
+                left.push(e.to_string());
+            }
+        }
+        let made = self.state().made.clone();
+        if let (Some(created), Some(question)) = (&made.container, &self.state().question) {
+            left.extend(
+                runtime::of(question.container.manager)
+                    .discard(created)
+                    .iter()
+                    .map(ToString::to_string),
+            );
+        }
+        if let Some(network) = &made.network {
+            left.extend(net::remove(network).iter().map(ToString::to_string));
+        }
+        left.extend(self.detach());
+        left.extend(self.remove_run());
+        left
+    }
+
+    /// The move is over; what is not needed any more goes. What could not be removed, in words.
+    pub fn forget(&self, here: bool) -> Vec<String> {
+        let mut left = Vec::new();
+        if here {
+            let made = self.state().made.container.clone();
+            if let (Some(created), Some(question)) = (&made, &self.state().question) {
+                left.extend(
+                    runtime::of(question.container.manager)
+                        .settle(created)
+                        .iter()
+                        .map(ToString::to_string),
+                );
+            }
+            left.extend(self.detach());
+        }
+        // Also where nothing was made, because the source refused: a discard has not run then.
+        left.extend(self.remove_run());
+        left
+    }
+
+    pub(super) fn detach(&self) -> Vec<String> {
+        let gate = self.state().gate.take();
+        let errors = match gate {
+            Some(gate) => gate.detach().err().unwrap_or_default(),
+            None => gate::clear(&paths::pins(self.id)),
+        };
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    pub(super) fn remove_run(&self) -> Vec<String> {
+        let dir = paths::run(self.id);
+        let mut left = unmount_below(&dir);
+        match std::fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                left.push(format!("removing {}: {e}", dir.display()));
+            }
+            _ => {}
+        }
+        left
+    }
+}
+
+/// Unmounts what stands below `dir`: a CRIU that was killed leaves its view of the control groups there. What could not be done, in words.
+pub(super) fn unmount_below(dir: &std::path::Path) -> Vec<String> {
+    let mounts = match std::fs::read_to_string("/proc/self/mounts") {
+        Ok(mounts) => mounts,
+        Err(e) => return vec![format!("reading /proc/self/mounts: {e}")],
+    };
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    let below = points.filter(|point| std::path::Path::new(point).starts_with(dir));
+    // The last mounted first: it may stand on an earlier one.
+    let mut below: Vec<_> = below.collect();
+    below.reverse();
+    below
+        .into_iter()
+        .filter_map(|point| {
+            let gone = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
+            Some(format!("unmounting {point}: {}", gone.err()?))
+        })
+        .collect()
+}
+
+/// Kills every task of the container whose first task is `init_pid`, by its cgroup. What could not be done, in words.
+pub(super) fn kill_tasks(init_pid: i32) -> Option<String> {
+    // It is gone already.
+    let cgroup = cgroup::of(init_pid).ok()?;
+    cgroup::kill(&cgroup).err().map(|e| e.to_string())
+}

@@ -1,0 +1,128 @@
+//! The engine at the target: its start, its moments, its end.
+use std::{
+    path::PathBuf,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use netmig_core::machine::target::Event;
+use tokio::sync::oneshot;
+use tracing::warn;
+
+use super::steps::Steps;
+use crate::{
+    agent::paths,
+    engine::{
+        criu::hook::{self, HookCall, HookReply},
+        job::{Job, Status},
+    },
+};
+
+impl Steps {
+    /// Runs the engine's restore to its end; why it failed, if it did.
+    pub fn rebuild(&self) -> Result<Option<String>> {
+        let container = self.container()?;
+        let (kit, created) = {
+            let mut state = self.state();
+            state.begun = Some(Instant::now());
+            state.restoring = true;
+            state.made.engine = true;
+            let kit = state
+                .kit
+                .clone()
+                .context("the engine has not been made ready")?;
+            (
+                kit,
+                state
+                    .made
+                    .container
+                    .clone()
+                    .context("the container's record has not been made")?,
+            )
+        };
+        self.remember();
+        kit.stage_restore(&created)?;
+        let exe = paths::program().context("finding this program")?;
+        let job = Job::start(
+            &exe,
+            &self.job_dir(),
+            &kit.restore_command(&container, &created)?,
+        )?;
+        let status = job.wait(Duration::MAX);
+        if status == Status::Exited(0) || self.over.load(Ordering::SeqCst) {
+            return Ok(None);
+        }
+        let mut why = vec![format!(
+            "the runtime's restore ended with {status:?}: {}",
+            job.stderr()
+        )];
+        why.extend(kit.why(5));
+        Ok(Some(why.join("\n")))
+    }
+
+    /// How an engine that an earlier agent started ended; none if it was told to end.
+    pub fn adopted(&self) -> Option<Event> {
+        let status =
+            Job::adopt(&self.job_dir()).map_or(Status::Lost, |job| job.wait(Duration::MAX));
+        match status {
+            _ if self.over.load(Ordering::SeqCst) => None,
+            Status::Exited(0) => Some(Event::EngineRunning),
+            status => Some(Event::EngineGone(format!(
+                "the runtime's restore ended with {status:?}"
+            ))),
+        }
+    }
+
+    pub(super) fn job_dir(&self) -> PathBuf {
+        paths::run(self.id).join("restore")
+    }
+
+    /// A moment of the engine. What it means to the machine; none if it was answered here.
+    pub fn hook(&self, call: &HookCall, reply: oneshot::Sender<HookReply>) -> Option<Event> {
+        if self.over.load(Ordering::SeqCst) {
+            answer(reply, 1);
+            return None;
+        }
+        let mut state = self.state();
+        match call.action {
+            hook::Action::PostRestore => {
+                state.made.init_pid = call.init_pid;
+                state.moment = Some(reply);
+                drop(state);
+                self.remember();
+                Some(Event::EngineRebuilt)
+            }
+            hook::Action::PreResume => {
+                state.moment = Some(reply);
+                Some(Event::EngineReady)
+            }
+            _ => {
+                answer(reply, 0);
+                None
+            }
+        }
+    }
+
+    /// Lets the engine go on to its last moment.
+    pub fn engine_release(&self) {
+        self.go_on();
+    }
+
+    /// Lets the engine resume the tasks.
+    pub fn engine_resume(&self) {
+        self.go_on();
+    }
+
+    pub(super) fn go_on(&self) {
+        if let Some(reply) = self.state().moment.take() {
+            answer(reply, 0);
+        }
+    }
+}
+
+pub(super) fn answer(reply: oneshot::Sender<HookReply>, code: u8) {
+    if reply.send(HookReply { code }).is_err() {
+        warn!("a hook left before it was answered");
+    }
+}

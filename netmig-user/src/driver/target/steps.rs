@@ -1,0 +1,255 @@
+//! What the target's driver does for each action: blocking work on the container's record, its network, its gate, processes and sockets.
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use netmig_common::Mode;
+use netmig_core::{
+    container::Container,
+    id::{Epoch, MoveId},
+    image::v1::sock::Sockets,
+    machine::target::Event,
+    proto::Question,
+};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+};
+use tracing::warn;
+
+use super::{super::bulk::Arrived, Facts, Input, Made};
+use crate::{
+    agent::paths,
+    engine::{
+        criu::{Kit, hook::HookReply},
+        task,
+    },
+    gate::Gate,
+    net, sock,
+};
+
+/// Announcements go on until packets arrive, at most so long.
+pub(super) const ANNOUNCING: Duration = Duration::from_secs(3);
+
+/// The target's work on one move.
+pub struct Steps {
+    pub(super) id: MoveId,
+    pub(super) epoch: Epoch,
+    pub(super) tx: mpsc::UnboundedSender<Input>,
+    pub(super) handle: Handle,
+    pub(super) over: AtomicBool,
+    /// Held while a step runs; a discard waits for it.
+    pub(super) running: Mutex<()>,
+    pub(super) arrived: Arc<Arrived>,
+    pub(super) state: Mutex<State>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) question: Option<Question>,
+    pub(super) made: Made,
+    pub(super) kit: Option<Kit>,
+    pub(super) gate: Option<Gate>,
+    pub(super) links: Vec<net::Link>,
+    pub(super) netns: Option<PathBuf>,
+    pub(super) sockets: Option<Sockets>,
+    pub(super) restoring: bool,
+    pub(super) begun: Option<Instant>,
+    pub(super) rebuilt: Option<sock::Rebuilt>,
+    pub(super) granted: Option<Instant>,
+    pub(super) moment: Option<oneshot::Sender<HookReply>>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Steps {
+    /// Nothing has been done in this life of the agent; `facts` says what an earlier one did.
+    pub fn new(facts: &Facts, epoch: Epoch, tx: mpsc::UnboundedSender<Input>) -> Self {
+        let state = State {
+            question: facts.question.clone(),
+            made: facts.made.clone(),
+            kit: Kit::open(&paths::run(facts.id)).ok(),
+            restoring: facts.made.engine,
+            sockets: std::fs::read(paths::run(facts.id).join("sockets"))
+                .ok()
+                .and_then(|bytes| postcard::from_bytes(&bytes).ok()),
+            ..State::default()
+        };
+        Self {
+            id: facts.id,
+            epoch,
+            tx,
+            handle: Handle::current(),
+            over: AtomicBool::new(false),
+            running: Mutex::default(),
+            arrived: Arc::default(),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// One step at a time, and none once the move is over.
+    pub fn run(self: &Arc<Self>, work: impl FnOnce(&Arc<Self>) -> Result<Event>) -> Result<Event> {
+        let _running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.over.load(Ordering::SeqCst) {
+            bail!("the move is being given up");
+        }
+        work(self)
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn container(&self) -> Result<Container> {
+        Ok(self
+            .state()
+            .question
+            .as_ref()
+            .context("no container has been announced")?
+            .container
+            .clone())
+    }
+
+    /// The source's grant was read.
+    pub fn granted(&self, at: Instant) {
+        self.state().granted.get_or_insert(at);
+    }
+
+    /// For the report at the source.
+    pub fn warn(&self, text: String) {
+        self.state().warnings.push(text);
+    }
+
+    /// Remembers what was made before anything else happens.
+    pub(super) fn remember(&self) {
+        let made = self.state().made.clone();
+        if self.tx.send(Input::Made(Box::new(made))).is_err() {
+            warn!(mv = %self.id, "a step goes on after its move");
+        }
+    }
+
+    /// Rebuilds the sockets in the stopped tasks, behind the closed gate. Microseconds since the engine's restore began.
+    pub fn rebuild_sockets(&self) -> Result<u64> {
+        let (init_pid, sockets, begun) = {
+            let state = self.state();
+            let sockets = state
+                .sockets
+                .clone()
+                .context("the source has sent no sockets")?;
+            (
+                state
+                    .made
+                    .init_pid
+                    .context("the engine has named no first task")?,
+                sockets,
+                state.begun,
+            )
+        };
+        let netns = Path::new("/proc").join(init_pid.to_string()).join("ns/net");
+        let rebuilt = sock::restore(&netns, &task::tasks(init_pid)?, &sockets)?;
+        rebuilt.open_inner()?;
+        let mut state = self.state();
+        state
+            .warnings
+            .extend(rebuilt.refused().iter().map(ToString::to_string));
+        state.warnings.extend(
+            sockets
+                .left
+                .iter()
+                .map(|left| format!("{}: {}", left.socket, left.why)),
+        );
+        state.rebuilt = Some(rebuilt);
+        Ok(begun.map_or(0, |begun| begun.elapsed().as_micros() as u64))
+    }
+
+    /// Gate `pass`; first announcement; windows reopened. Further rounds go on beside.
+    pub fn open(self: &Arc<Self>) -> Result<Event> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let gate = match &mut state.gate {
+            Some(gate) => gate,
+            none => none.insert(Gate::reopen(self.id, &paths::pins(self.id))?),
+        };
+        gate.set_mode(Mode::Pass, self.epoch, None)?;
+        let init_pid = state
+            .made
+            .init_pid
+            .context("the engine has named no first task")?;
+        let netns = Path::new("/proc").join(init_pid.to_string()).join("ns/net");
+        let question = state
+            .question
+            .clone()
+            .context("no container has been announced")?;
+        let links = if state.links.is_empty() {
+            net::links(&netns)?
+        } else {
+            state.links.clone()
+        };
+        let forgotten = net::forget_unresolved(&netns);
+        let first = net::announce(
+            &netns,
+            &links,
+            &question.network,
+            Duration::ZERO,
+            &mut || true,
+        );
+        let mut warnings = std::mem::take(&mut state.warnings);
+        if let Err(e) = forgotten {
+            warnings.push(e.to_string());
+        }
+        let announced = match first {
+            Ok(announced) => announced.rounds,
+            Err(e) => {
+                warnings.push(format!("announcing: {e}"));
+                0
+            }
+        };
+        let rebuilt = match state.rebuilt.take() {
+            Some(rebuilt) => Some(rebuilt),
+            // An earlier agent rebuilt them.
+            None => match &state.sockets {
+                Some(sockets) => Some(sock::adopt(&netns, &task::tasks(init_pid)?, sockets)?),
+                None => None,
+            },
+        };
+        if let Some(rebuilt) = rebuilt
+            && let Err(e) = rebuilt.open()
+        {
+            warnings.push(format!("opening the connections: {e}"));
+        }
+        let open_us = state
+            .granted
+            .map_or(0, |granted| granted.elapsed().as_micros() as u64);
+        let before = gate.counters().map(|c| c.inbound.packets).unwrap_or(0);
+        drop(guard);
+        let steps = self.clone();
+        thread::spawn(move || {
+            let heard = || steps.heard(before);
+            if let Err(e) = net::announce(&netns, &links, &question.network, ANNOUNCING, &mut {
+                heard
+            }) {
+                warn!(mv = %steps.id, "announcing: {e}");
+            }
+        });
+        Ok(Event::Opened {
+            open_us,
+            announced,
+            warnings,
+        })
+    }
+
+    /// Whether the gate has passed inbound packets since the opening.
+    pub(super) fn heard(&self, before: u64) -> bool {
+        let state = self.state();
+        state
+            .gate
+            .as_ref()
+            .is_none_or(|gate| gate.counters().is_ok_and(|c| c.inbound.packets > before))
+    }
+}
