@@ -19,6 +19,10 @@ use serde::{Deserialize, Serialize};
 
 /// Longest run of bytes in one [`Chunk`].
 pub const CHUNK_LIMIT: usize = 1 << 20;
+/// Bytes of a memory page as it travels.
+pub const PAGE: usize = 4096;
+/// Most runs in one [`PageRefs`].
+pub const RUNS_LIMIT: usize = 4096;
 
 /// One frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +39,11 @@ pub enum Frame {
     Chunk(Chunk),
     /// Bulk: it is whole.
     FileEnd(FileEnd),
+    /// Bulk: memory pages of a container that still runs, for [`Frame::PageRefs`] to point at. The pages of a connection are numbered from
+    /// 0 in the order in which they come.
+    Pages(Bytes),
+    /// Bulk: bytes of a file that the target has already.
+    PageRefs(PageRefs),
     /// Bulk, to the source: it arrived whole and is checked, so it need not be sent again.
     FileGot(FileGot),
 }
@@ -61,6 +70,26 @@ pub struct Chunk {
     pub offset: u64,
     /// The bytes, at most [`CHUNK_LIMIT`].
     pub data: Bytes,
+}
+
+/// Pages of a file that were sent before in [`Frame::Pages`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRefs {
+    /// See [`FileBegin::file`].
+    pub file: u32,
+    /// Where in the file the first of them goes, in bytes.
+    pub offset: u64,
+    /// What follows there, one after another; at most [`RUNS_LIMIT`].
+    pub runs: Vec<PageRun>,
+}
+
+/// Pages with consecutive numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRun {
+    /// Number of the first.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
 }
 
 /// A file is whole.

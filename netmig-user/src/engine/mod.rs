@@ -7,4 +7,5 @@ pub mod cgroup;
 pub mod criu;
 pub mod facts;
 pub mod job;
+pub mod memory;
 pub mod task;

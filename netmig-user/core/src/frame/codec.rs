@@ -1,5 +1,5 @@
 //! Frames to bytes and back.
-use super::{CHUNK_LIMIT, Chunk, Frame};
+use super::{CHUNK_LIMIT, Chunk, Frame, PAGE, RUNS_LIMIT};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
 use std::io;
@@ -37,11 +37,15 @@ pub enum Kind {
     FileEnd = 6,
     /// [`Frame::FileGot`]
     FileGot = 7,
+    /// [`Frame::Pages`]
+    Pages = 9,
+    /// [`Frame::PageRefs`]
+    PageRefs = 10,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Hello,
         Self::ToTarget,
         Self::ToSource,
@@ -49,6 +53,8 @@ impl Kind {
         Self::Chunk,
         Self::FileEnd,
         Self::FileGot,
+        Self::Pages,
+        Self::PageRefs,
     ];
 
     /// Longest body in bytes.
@@ -61,6 +67,9 @@ impl Kind {
             Self::FileBegin | Self::FileGot => 8 << 10,
             Self::Chunk => CHUNK_HEAD + CHUNK_LIMIT,
             Self::FileEnd => 64,
+            Self::Pages => CHUNK_LIMIT,
+            // Two numbers of at most 5 bytes a run.
+            Self::PageRefs => 32 + RUNS_LIMIT * 10,
         }
     }
 
@@ -200,6 +209,8 @@ impl Encoder<&Frame> for Codec {
             Frame::FileBegin(body) => put(Kind::FileBegin, body, bytes),
             Frame::FileEnd(body) => put(Kind::FileEnd, body, bytes),
             Frame::FileGot(body) => put(Kind::FileGot, body, bytes),
+            Frame::PageRefs(body) => put(Kind::PageRefs, body, bytes),
+            Frame::Pages(data) => put_parts(Kind::Pages, &[data], bytes),
             Frame::Chunk(Chunk { file, offset, data }) => {
                 let mut head = [0; CHUNK_HEAD];
                 head[..4].copy_from_slice(&file.to_le_bytes());
@@ -238,6 +249,9 @@ fn parse(kind: Kind, body: Bytes) -> Result<Frame, Error> {
         Kind::FileBegin => Frame::FileBegin(understand(kind, &body)?),
         Kind::FileEnd => Frame::FileEnd(understand(kind, &body)?),
         Kind::FileGot => Frame::FileGot(understand(kind, &body)?),
+        Kind::PageRefs => Frame::PageRefs(understand(kind, &body)?),
+        Kind::Pages if body.len() % PAGE == 0 => Frame::Pages(body),
+        Kind::Pages => return Err(Error::Length { kind }),
         Kind::Chunk => {
             let mut data = body;
             let wrong = |_| Error::Length { kind };

@@ -83,7 +83,7 @@ impl Steps {
             while !stopped.load(Ordering::SeqCst) {
                 if images.grown()? {
                     feed.tell(Told::Bytes {
-                        sent: images.bytes(),
+                        sent: images.sent(),
                         total: None,
                     });
                 } else {
@@ -115,6 +115,7 @@ impl Steps {
             .join()
             .map_err(|_| anyhow::anyhow!("the thread that sends images panicked"))??;
         let (files, bytes) = images.rest()?;
+        self.state().image_bytes = images.sent();
         drop(images);
         let copying = self
             .state()

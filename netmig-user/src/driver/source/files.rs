@@ -11,18 +11,54 @@ use super::{
     steps::{GLANCE, Steps},
 };
 use crate::{
-    agent::paths,
-    engine::task,
+    agent::{local::Told, paths},
+    engine::{memory, task},
     files::{self, Pass},
     wire::pipe::Pipe,
 };
 
+/// Less than so many new bytes of memory are not worth another round: they go over in a few ms.
+const ENOUGH: u64 = 4 << 20;
+
 impl Steps {
-    /// Copies the files while everything runs.
+    /// Copies the files, once, and the memory that the target does not have, while everything runs.
     pub fn precopy(&self, round: u32) -> Result<Done> {
-        self.copy_files(false)?;
-        self.open_bulk()?;
-        Ok(Done::Round(round))
+        if self.state().images.is_none() {
+            self.copy_files(false)?;
+            self.open_bulk()?;
+        }
+        let new = self.copy_memory()?;
+        let mut state = self.state();
+        let last = state.round.replace(new);
+        // A round that finds nearly as much as the one before races with the container and does not win.
+        let shrinks = last.is_none_or(|last| new < last / 4 * 3);
+        Ok(Done::Round {
+            round,
+            more: new > ENOUGH && shrinks,
+        })
+    }
+
+    /// Sends the pages that the target does not have yet. How many there were, in bytes.
+    fn copy_memory(&self) -> Result<u64> {
+        let container = self.container()?;
+        let mut images = self
+            .state()
+            .images
+            .take()
+            .context("the connection for images has not been opened")?;
+        let before = images.sent();
+        for pid in task::tasks(container.init_pid)? {
+            memory::pages(pid, &self.over, &mut |pages| images.offer(pages))
+                .with_context(|| format!("reading the memory of process {pid}"))?;
+            self.feed.tell(Told::Bytes {
+                sent: images.sent(),
+                total: None,
+            });
+        }
+        images.flush()?;
+        let new = images.sent() - before;
+        self.state().images = Some(images);
+        Ok(new)
     }
 
     /// The connection for images, opened while there is time.
@@ -32,6 +68,7 @@ impl Steps {
             .kit
             .clone()
             .context("the engine has not been made ready")?;
+        let ahead = bulk::ahead(self.state().memory_bytes);
         let (frames, mut queue) = mpsc::channel(64);
         let connection = self.dialer.dial_bulk()?;
         let hello = self.hello(Channel::Bulk);
@@ -53,7 +90,7 @@ impl Steps {
                 );
             }
         });
-        self.state().images = Some(bulk::Sender::new(&kit.images, frames));
+        self.state().images = Some(bulk::Sender::new(&kit.images, frames, ahead));
         Ok(())
     }
 

@@ -237,7 +237,6 @@ struct Seen {
     rebuild_us: Option<u64>,
     expected: Vec<String>,
     plan: Option<Box<Plan>>,
-    bytes: u64,
 }
 
 impl Driver {
@@ -310,7 +309,6 @@ impl Driver {
                 self.save();
             }
             Event::Done(Done::Closed) => self.clock.closed = Some(Instant::now()),
-            Event::Done(Done::Sent { bytes, .. }) => self.seen.bytes = *bytes,
             Event::Done(Done::Undone) => self.clock.reopened = self.steps.reopened(),
             Event::Left(left) => self.seen.warnings.extend(left.iter().cloned()),
             _ => {}
@@ -519,7 +517,7 @@ impl Driver {
             total_ms: self.clock.total_ms(),
             phases: report::phases(self.clock.phases()),
             blackout_ms,
-            bytes: self.seen.bytes + self.steps.file_bytes(),
+            bytes: self.steps.sent_bytes(),
             sockets: self.steps.rows(),
             packets: Packets {
                 dropped,

@@ -80,6 +80,10 @@ pub(super) struct State {
     pub(super) kept: Option<sock::Kept>,
     pub(super) moment: Option<oneshot::Sender<HookReply>>,
     pub(super) dumped: Option<oneshot::Sender<HookReply>>,
+    pub(super) memory_bytes: u64,
+    /// New bytes of memory in the last round.
+    pub(super) round: Option<u64>,
+    pub(super) image_bytes: u64,
     pub(super) images: Option<bulk::Sender>,
     pub(super) streaming: Option<Streaming>,
     pub(super) renewing: Option<Arc<AtomicBool>>,
@@ -139,9 +143,10 @@ impl Steps {
         self.state().expected.clone()
     }
 
-    /// Bytes of files that rsync sent.
-    pub fn file_bytes(&self) -> u64 {
-        self.state().file_bytes
+    /// Bytes that were sent: files by rsync, memory ahead of the images, images.
+    pub fn sent_bytes(&self) -> u64 {
+        let state = self.state();
+        state.file_bytes + state.image_bytes
     }
 
     /// Packets that the closed gate dropped here.
@@ -196,6 +201,7 @@ impl Steps {
         let mut state = self.state();
         state.netns = look::netns_of(&found.question.container);
         state.network = Some(found.question.network.clone());
+        state.memory_bytes = found.question.memory_bytes;
         state.container = Some(found.question.container.clone());
         state.rows = found.rows;
         state.expected = found.warnings;

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    frame::{FileBegin, FileEnd},
+    frame::{FileBegin, FileEnd, PageRefs, PageRun},
     id::{Epoch, Life, MoveId},
     proto::{Channel, Hello, Numbered, ToTarget, Word},
 };
@@ -50,6 +50,15 @@ fn samples() -> Vec<Frame> {
             file: 1,
             length: 9096,
             crc: 0xdead_beef,
+        }),
+        Frame::Pages(Bytes::from(vec![0x5a; 2 * PAGE])),
+        Frame::PageRefs(PageRefs {
+            file: 1,
+            offset: 8192,
+            runs: vec![
+                PageRun { first: 1, count: 1 },
+                PageRun { first: 0, count: 2 },
+            ],
         }),
     ]
 }
@@ -142,6 +151,36 @@ fn what_is_not_ours_is_named() {
         Codec::default().decode(&mut headless),
         Err(Error::Length { kind: Kind::Chunk })
     ));
+}
+
+#[test]
+fn a_part_of_a_page_is_refused() {
+    let mut bytes = BytesMut::new();
+    put_parts(Kind::Pages, &[&[0; PAGE + 1]], &mut bytes).unwrap();
+    assert!(matches!(
+        Codec::default().decode(&mut bytes),
+        Err(Error::Length { kind: Kind::Pages })
+    ));
+}
+
+#[test]
+fn the_longest_list_of_runs_fits() {
+    let run = PageRun {
+        first: u32::MAX,
+        count: u32::MAX,
+    };
+    let frame = |runs| {
+        Frame::PageRefs(PageRefs {
+            file: u32::MAX,
+            offset: u64::MAX,
+            runs: vec![run; runs],
+        })
+    };
+    let mut bytes = encoded(&[frame(RUNS_LIMIT)]);
+    assert_eq!(
+        Codec::default().decode(&mut bytes).unwrap(),
+        Some(frame(RUNS_LIMIT))
+    );
 }
 
 #[test]

@@ -110,7 +110,10 @@ fn source_answers(action: &source::Action, moment: &mut usize) -> Vec<source::Ev
         }
         Action::Attach => Done::Attached,
         Action::Disarm => Done::Disarmed,
-        Action::Precopy(n) => Done::Round(*n),
+        Action::Precopy(n) => Done::Round {
+            round: *n,
+            more: true,
+        },
         Action::Drain => Done::Drained,
         Action::Freeze => return vec![Event::EngineStarting],
         Action::EngineGoOn => {
@@ -152,7 +155,10 @@ fn any_source_event(rng: &mut Rng) -> source::Event {
     let done = [
         Done::Attached,
         Done::Disarmed,
-        Done::Round(1),
+        Done::Round {
+            round: 1,
+            more: false,
+        },
         Done::Drained,
         Done::Closed,
         Done::Granted,

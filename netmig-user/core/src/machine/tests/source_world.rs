@@ -86,7 +86,10 @@ impl SourceWorld {
                 self.disarmed = true;
                 Done::Disarmed
             }
-            Action::Precopy(n) => Done::Round(*n),
+            Action::Precopy(n) => Done::Round {
+                round: *n,
+                more: true,
+            },
             Action::Drain => {
                 self.gate = Gate::Drain;
                 Done::Drained

@@ -46,10 +46,10 @@ impl Machine {
                 *here = Attaching::Record;
                 self.push(Action::Persist(Record::Disarmed));
             }
-            (Done::Round(n), State::Precopying(now)) if n == *now => {
-                self.send(ToTarget::Round(n));
-                if n < self.options.precopy_rounds {
-                    self.step(Action::Precopy(n + 1), State::Precopying(n + 1));
+            (Done::Round { round, more }, State::Precopying(now)) if round == *now => {
+                self.send(ToTarget::Round(round));
+                if more && round < self.options.precopy_rounds {
+                    self.step(Action::Precopy(round + 1), State::Precopying(round + 1));
                 } else {
                     self.step(Action::Freeze, State::Starting);
                 }
