@@ -250,7 +250,7 @@ fn parse(kind: Kind, body: Bytes) -> Result<Frame, Error> {
         Kind::FileEnd => Frame::FileEnd(understand(kind, &body)?),
         Kind::FileGot => Frame::FileGot(understand(kind, &body)?),
         Kind::PageRefs => Frame::PageRefs(understand(kind, &body)?),
-        Kind::Pages if body.len() % PAGE == 0 => Frame::Pages(body),
+        Kind::Pages if body.len().is_multiple_of(PAGE) => Frame::Pages(body),
         Kind::Pages => return Err(Error::Length { kind }),
         Kind::Chunk => {
             let mut data = body;

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     agent::{local::Told, paths},
     engine::{memory, task},
-    files::{self, Pass},
+    files::{self, Moment, Pass},
     wire::pipe::Pipe,
 };
 
@@ -108,11 +108,23 @@ impl Steps {
             if self.over.load(Ordering::SeqCst) {
                 bail!("the move is being given up");
             }
-            self.copy(
-                &place,
-                if frozen { Pass::Final } else { Pass::Precopy },
-                &transport,
-            )?;
+            if !frozen {
+                let moment = Moment::now();
+                if self.copy(&place, Pass::Precopy, &transport)? {
+                    self.state().copied.insert(place.tree, moment);
+                }
+                continue;
+            }
+            let moment = self.state().copied.get(&place.tree).copied();
+            let changed = match moment {
+                Some(moment) => moment
+                    .changed(&place.path)
+                    .with_context(|| format!("looking for changes in {}", place.path.display()))?,
+                None => true,
+            };
+            if changed {
+                self.copy(&place, Pass::Final, &transport)?;
+            }
             if let Some(paths) = mapped.remove(&place.tree) {
                 self.copy(&place, Pass::Mapped(paths), &transport)?;
             }
@@ -120,7 +132,8 @@ impl Steps {
         Ok(())
     }
 
-    pub(super) fn copy(&self, place: &files::Place, pass: Pass, transport: &str) -> Result<()> {
+    /// Copies one tree. True if nothing was left out.
+    fn copy(&self, place: &files::Place, pass: Pass, transport: &str) -> Result<bool> {
         let mut command = files::copy_command(place, &pass, transport).std();
         let mut rsync = command
             .stdin(Stdio::null())
@@ -152,7 +165,7 @@ impl Steps {
             );
         }
         self.state().file_bytes += sent(&String::from_utf8_lossy(&done.stdout));
-        Ok(())
+        Ok(done.status.success())
     }
 
     /// Joins an rsync of ours to one at the target, on a connection of its own.

@@ -1,5 +1,6 @@
 //! What the source's driver does for each action: blocking work on the container, the gate, the sockets and the runtime.
 use std::{
+    collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{self, Write},
     path::PathBuf,
@@ -37,6 +38,7 @@ use crate::{
         criu::{Kit, hook::HookReply},
         task,
     },
+    files::{Moment, Tree},
     gate::Gate,
     net,
     runtime::{self, Disarmed, Mounts},
@@ -71,6 +73,8 @@ pub(super) struct State {
     pub(super) rows: Vec<Row>,
     pub(super) expected: Vec<String>,
     pub(super) file_bytes: u64,
+    /// Trees that were copied whole, and when that began.
+    pub(super) copied: BTreeMap<Tree, Moment>,
     pub(super) dropped: u64,
     pub(super) reopened: Option<Instant>,
     pub(super) gate: Option<Gate>,
