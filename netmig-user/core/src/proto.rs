@@ -101,6 +101,8 @@ pub enum ToTarget {
     },
     /// Step 9: everything at the source is undone or gone, the record may be closed.
     Finish,
+    /// Step 4: the freeze begins, and what is left to send takes a moment only: the engine may be started, as far as it goes without images.
+    Freezing,
 }
 
 /// From target to source.

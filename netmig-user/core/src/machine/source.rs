@@ -61,6 +61,8 @@ pub enum Done {
         round: u32,
         /// Another one would spare more of the blackout than it costs.
         more: bool,
+        /// How long it took in ms: what is left after the last one takes about as long, at most.
+        ms: u64,
     },
     /// Quiet, or the limit was reached.
     Drained,

@@ -1,5 +1,5 @@
 //! What travels beside the image: files by rsync, and the connection for images.
-use std::{collections::BTreeMap, process::Stdio, sync::atomic::Ordering, thread};
+use std::{collections::BTreeMap, process::Stdio, sync::atomic::Ordering, thread, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use netmig_core::{machine::source::Done, proto::Channel};
@@ -27,7 +27,9 @@ impl Steps {
             self.copy_files(false)?;
             self.open_bulk()?;
         }
+        let begun = Instant::now();
         let new = self.copy_memory()?;
+        let ms = begun.elapsed().as_millis();
         let mut state = self.state();
         let last = state.round.replace(new);
         // A round that finds nearly as much as the one before races with the container and does not win.
@@ -35,6 +37,7 @@ impl Steps {
         Ok(Done::Round {
             round,
             more: new > ENOUGH && shrinks,
+            ms: u64::try_from(ms).unwrap_or(u64::MAX),
         })
     }
 

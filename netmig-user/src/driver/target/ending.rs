@@ -31,9 +31,14 @@ impl Steps {
         if let Some(pid) = init_pid {
             left.extend(kill_tasks(pid));
         }
-        if let Some(reply) = self.state().moment.take() {
+        let mut state = self.state();
+        for reply in [state.moment.take(), state.reader.take()]
+            .into_iter()
+            .flatten()
+        {
             answer(reply, 1);
         }
+        drop(state);
         if let Some(job) = Job::adopt(&self.job_dir())
             && job.wait(ENDING) == Status::Running
         {

@@ -343,6 +343,15 @@ impl Driver {
             Action::AwaitFiles { files, bytes } => {
                 self.step(move |steps| steps.await_files(files, bytes).map(|()| Event::Complete))
             }
+            Action::Warm => {
+                let steps = self.steps.clone();
+                tokio::task::spawn_blocking(move || {
+                    // What is wrong shows again, and is said, at the rebuild.
+                    if let Err(e) = steps.warm() {
+                        warn!("starting the restore ahead of its images: {e:#}");
+                    }
+                });
+            }
             Action::Rebuild => self.engine(),
             Action::RebuildSockets => {
                 self.step(|steps| steps.rebuild_sockets().map(Event::SocketsRebuilt))

@@ -29,10 +29,13 @@ use crate::{
     agent::paths,
     engine::{
         criu::{Kit, hook::HookReply},
+        job::Job,
         task,
     },
     gate::Gate,
-    net, sock,
+    net,
+    runtime::CreatedContainer,
+    sock,
 };
 
 /// Announcements go on until packets arrive, at most so long.
@@ -65,7 +68,26 @@ pub(super) struct State {
     pub(super) rebuilt: Option<sock::Rebuilt>,
     pub(super) granted: Option<Instant>,
     pub(super) moment: Option<oneshot::Sender<HookReply>>,
+    /// The engine's restore, started before there were images.
+    pub(super) warm: Option<Job>,
+    /// All images are here.
+    pub(super) complete: bool,
+    /// The runtime that waits for them.
+    pub(super) reader: Option<oneshot::Sender<HookReply>>,
+    /// Why they could not be made fit.
+    pub(super) unstaged: Option<String>,
     pub(super) warnings: Vec<String>,
+}
+
+impl State {
+    pub(super) fn kit_and_record(&self) -> Result<(Kit, CreatedContainer)> {
+        let kit = self.kit.clone();
+        let record = self.made.container.clone();
+        Ok((
+            kit.context("the engine has not been made ready")?,
+            record.context("the container's record has not been made")?,
+        ))
+    }
 }
 
 impl Steps {
@@ -95,11 +117,17 @@ impl Steps {
 
     /// One step at a time, and none once the move is over.
     pub fn run(self: &Arc<Self>, work: impl FnOnce(&Arc<Self>) -> Result<Event>) -> Result<Event> {
-        let _running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let _running = self.exclusive()?;
+        work(self)
+    }
+
+    /// The right to begin something.
+    pub(super) fn exclusive(&self) -> Result<MutexGuard<'_, ()>> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if self.over.load(Ordering::SeqCst) {
             bail!("the move is being given up");
         }
-        work(self)
+        Ok(running)
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {

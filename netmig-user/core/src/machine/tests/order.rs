@@ -113,6 +113,7 @@ fn source_answers(action: &source::Action, moment: &mut usize) -> Vec<source::Ev
         Action::Precopy(n) => Done::Round {
             round: *n,
             more: true,
+            ms: 1,
         },
         Action::Drain => Done::Drained,
         Action::Freeze => return vec![Event::EngineStarting],
@@ -158,6 +159,7 @@ fn any_source_event(rng: &mut Rng) -> source::Event {
         Done::Round {
             round: 1,
             more: false,
+            ms: 1,
         },
         Done::Drained,
         Done::Closed,
@@ -342,6 +344,7 @@ fn target_answers(action: &target::Action) -> Vec<target::Event> {
         Action::EngineResume => Event::EngineRunning,
         Action::Discard => Event::Discarded(Vec::new()),
         Action::Send(_)
+        | Action::Warm
         | Action::Store(_)
         | Action::SetTimer(..)
         | Action::ClearTimer(_)

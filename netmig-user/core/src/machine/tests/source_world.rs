@@ -89,6 +89,7 @@ impl SourceWorld {
             Action::Precopy(n) => Done::Round {
                 round: *n,
                 more: true,
+                ms: 1,
             },
             Action::Drain => {
                 self.gate = Gate::Drain;

@@ -50,6 +50,7 @@ impl Source {
             Event::Done(Done::Round {
                 round: 1,
                 more: false,
+                ms: 1,
             }),
             Event::EngineStarting,
             Event::Done(Done::Drained),
@@ -373,6 +374,7 @@ fn a_hook_that_comes_again_gets_its_answer_again() {
         Event::Done(Done::Round {
             round: 1,
             more: false,
+            ms: 1,
         }),
     ] {
         early.hears(event);
