@@ -220,5 +220,8 @@ fn kind(frame: &Frame) -> &'static str {
         Frame::FileBegin(_) | Frame::Chunk(_) | Frame::FileEnd(_) | Frame::FileGot(_) => {
             "a frame of the bulk connection"
         }
+        Frame::HoldBegin(_) | Frame::Held(_) | Frame::HoldMark(_) | Frame::HoldDone(_) => {
+            "a frame of the connection for held packets"
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! Frames to bytes and back.
-use super::{CHUNK_LIMIT, Chunk, Frame};
+use super::{CHUNK_LIMIT, Chunk, Frame, HELD_LIMIT, Held};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
 use std::io;
@@ -37,11 +37,19 @@ pub enum Kind {
     FileEnd = 6,
     /// [`Frame::FileGot`]
     FileGot = 7,
+    /// [`Frame::HoldBegin`]
+    HoldBegin = 8,
+    /// [`Frame::Held`]
+    Held = 9,
+    /// [`Frame::HoldMark`]
+    HoldMark = 10,
+    /// [`Frame::HoldDone`]
+    HoldDone = 11,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::Hello,
         Self::ToTarget,
         Self::ToSource,
@@ -49,6 +57,10 @@ impl Kind {
         Self::Chunk,
         Self::FileEnd,
         Self::FileGot,
+        Self::HoldBegin,
+        Self::Held,
+        Self::HoldMark,
+        Self::HoldDone,
     ];
 
     /// Longest body in bytes.
@@ -60,7 +72,9 @@ impl Kind {
             Self::ToSource => 4 << 20,
             Self::FileBegin | Self::FileGot => 8 << 10,
             Self::Chunk => CHUNK_HEAD + CHUNK_LIMIT,
-            Self::FileEnd => 64,
+            Self::Held => HELD_LIMIT,
+            Self::HoldDone => 128,
+            Self::FileEnd | Self::HoldBegin | Self::HoldMark => 64,
         }
     }
 
@@ -200,6 +214,10 @@ impl Encoder<&Frame> for Codec {
             Frame::FileBegin(body) => put(Kind::FileBegin, body, bytes),
             Frame::FileEnd(body) => put(Kind::FileEnd, body, bytes),
             Frame::FileGot(body) => put(Kind::FileGot, body, bytes),
+            Frame::HoldBegin(body) => put(Kind::HoldBegin, body, bytes),
+            Frame::HoldMark(body) => put(Kind::HoldMark, body, bytes),
+            Frame::HoldDone(body) => put(Kind::HoldDone, body, bytes),
+            Frame::Held(held) => put_parts(Kind::Held, &[&held.encode()], bytes),
             Frame::Chunk(Chunk { file, offset, data }) => {
                 let mut head = [0; CHUNK_HEAD];
                 head[..4].copy_from_slice(&file.to_le_bytes());
@@ -238,6 +256,10 @@ fn parse(kind: Kind, body: Bytes) -> Result<Frame, Error> {
         Kind::FileBegin => Frame::FileBegin(understand(kind, &body)?),
         Kind::FileEnd => Frame::FileEnd(understand(kind, &body)?),
         Kind::FileGot => Frame::FileGot(understand(kind, &body)?),
+        Kind::HoldBegin => Frame::HoldBegin(understand(kind, &body)?),
+        Kind::HoldMark => Frame::HoldMark(understand(kind, &body)?),
+        Kind::HoldDone => Frame::HoldDone(understand(kind, &body)?),
+        Kind::Held => Frame::Held(Held::decode(body).ok_or(Error::Length { kind })?),
         Kind::Chunk => {
             let mut data = body;
             let wrong = |_| Error::Length { kind };

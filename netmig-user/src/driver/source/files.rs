@@ -22,6 +22,7 @@ impl Steps {
     pub fn precopy(&self, round: u32) -> Result<Done> {
         self.copy_files(false)?;
         self.open_bulk()?;
+        self.open_hold();
         Ok(Done::Round(round))
     }
 
