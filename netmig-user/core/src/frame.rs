@@ -3,14 +3,17 @@
 //! ```text
 //! header = "NMIG" version:u16 kind:u16 length:u32 crc:u32      16 bytes, little endian
 //! crc    = CRC-32 of the header's first 12 bytes and the body
-//! body   = postcard; of a chunk: file:u32 offset:u64 and then the bytes as they are
+//! body   = postcard; of a chunk: file:u32 offset:u64 and then the bytes as they are;
+//!          of held packets, each: link:u16 length:u32 and then its bytes as they are
 //! ```
 //!
 //! The length is checked against the kind's own limit before anything is allocated for it.
 mod codec;
+mod held;
 mod path;
 
 pub use codec::{Codec, Error, HEADER_LEN, Kind, MAGIC, VERSION};
+pub use held::{HELD_LIMIT, Held, HeldPacket, HoldBegin, HoldDone, HoldMark, HoldPoint};
 pub use path::{BadPath, RelativePath};
 
 use crate::proto::{Hello, Numbered, ToSource, ToTarget};
@@ -46,6 +49,14 @@ pub enum Frame {
     PageRefs(PageRefs),
     /// Bulk, to the source: it arrived whole and is checked, so it need not be sent again.
     FileGot(FileGot),
+    /// Hold: opens the flow of held packets.
+    HoldBegin(HoldBegin),
+    /// Hold: some packets.
+    Held(Held),
+    /// Hold, both ways: how far the hand-over is.
+    HoldMark(HoldMark),
+    /// Hold, to the source: what became of the packets.
+    HoldDone(HoldDone),
 }
 
 /// A file begins. Files may be sent interleaved: an engine writes several at a time.

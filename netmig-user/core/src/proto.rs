@@ -42,6 +42,8 @@ pub enum Channel {
         /// Arguments that the source's rsync wants to give to `rsync --server`.
         args: Vec<String>,
     },
+    /// Held packets from source to target, and marks both ways.
+    Hold,
 }
 
 /// The durable word of one side, read from its journal: all that may be concluded after a crash.

@@ -16,6 +16,7 @@ pub mod option;
 mod pair;
 mod procnet;
 mod rebuilt;
+mod room;
 mod rows;
 mod tcp;
 mod udp;
@@ -33,6 +34,7 @@ pub use self::{
     holders::Place,
     kept::Kept,
     rebuilt::{Opened, Rebuilt},
+    room::{Room, Rooms},
 };
 use crate::sys::netns::within;
 

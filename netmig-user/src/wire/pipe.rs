@@ -223,5 +223,8 @@ fn kind(frame: &Frame) -> &'static str {
         | Frame::FileGot(_)
         | Frame::Pages(_)
         | Frame::PageRefs(_) => "a frame of the bulk connection",
+        Frame::HoldBegin(_) | Frame::Held(_) | Frame::HoldMark(_) | Frame::HoldDone(_) => {
+            "a frame of the connection for held packets"
+        }
     }
 }

@@ -167,6 +167,11 @@ impl Story {
 
     /// Starts the container on `host` and waits until its redis answers.
     pub fn start(&self, host: &dyn Host, container: &Container) {
+        self.start_with(host, container, &["/bin/redis-server", "/etc/redis.conf"]);
+    }
+
+    /// As [`Story::start`], with another first process under podman.
+    pub fn start_with(&self, host: &dyn Host, container: &Container, command: &[&str]) {
         match container.how {
             How::Podman(runtime) => {
                 let network = format!(
@@ -175,7 +180,7 @@ impl Story {
                     container.ipv6(),
                     container.mac()
                 );
-                let run = [
+                let mut run = vec![
                     "podman",
                     "--runtime",
                     runtime,
@@ -186,9 +191,8 @@ impl Story {
                     "--network",
                     &network,
                     self.image(),
-                    "/bin/redis-server",
-                    "/etc/redis.conf",
                 ];
+                run.extend(command);
                 host.run(&run).expect("a container");
             }
             How::Runc | How::Crun => bundle::start(host, container, self.image()),
@@ -239,7 +243,12 @@ impl Story {
                 name,
             });
         }
-        let running = Running::start(self.lab.peer(), PEER_PROGRAM, &clients).expect("clients");
+        self.load_with(container, &clients)
+    }
+
+    /// As [`Story::load`], with these clients.
+    pub fn load_with(&self, container: &Container, clients: &[Client]) -> Loaded<'_> {
+        let running = Running::start(self.lab.peer(), PEER_PROGRAM, clients).expect("clients");
         running.wait_warm(PATIENCE).expect("warm clients");
         Loaded {
             story: self,

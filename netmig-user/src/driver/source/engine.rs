@@ -154,6 +154,10 @@ impl Steps {
 
     /// Lets the engine go on from `pre-dump` or `network-lock`.
     pub fn engine_go_on(&self) {
+        if let Err(e) = self.hold_datagrams() {
+            // Some may be lost in a receive buffer, no more.
+            warn!(mv = %self.id, "holding datagrams: {e:#}");
+        }
         if let Some(reply) = self.state().moment.take() {
             answer(reply, 0);
         }

@@ -26,6 +26,7 @@ impl Steps {
         if self.state().images.is_none() {
             self.copy_files(false)?;
             self.open_bulk()?;
+            self.open_hold();
         }
         let begun = Instant::now();
         let new = self.copy_memory()?;

@@ -5,6 +5,7 @@ mod ending;
 mod engine;
 mod files;
 mod gate;
+mod hold;
 mod steps;
 
 use std::{
@@ -18,7 +19,7 @@ use netmig_core::{
     machine::source::{Action, Done, Event, Machine, Options, Outcome, Record, Timer},
     plan::{self, Plan},
     proto::{Answer, Question, ToSource, ToTarget},
-    report::{self, Packets, Report},
+    report::{self, Report},
     socket::Engine,
 };
 use serde::{Deserialize, Serialize};
@@ -500,7 +501,6 @@ impl Driver {
                 .zip(self.clock.reopened)
                 .map(|(from, to)| (to - from).as_secs_f64() * 1e3),
         };
-        let dropped = self.steps.dropped();
         Report {
             schema: report::SCHEMA.to_owned(),
             mv: self.facts.id.to_string(),
@@ -519,10 +519,7 @@ impl Driver {
             blackout_ms,
             bytes: self.steps.sent_bytes(),
             sockets: self.steps.rows(),
-            packets: Packets {
-                dropped,
-                ..Packets::default()
-            },
+            packets: self.steps.packets(),
             warnings: self.seen.warnings.clone(),
             plan: self.seen.plan.clone(),
         }

@@ -19,14 +19,16 @@ use netmig_core::{
     image::v1::net::Network,
     machine::source::Done,
     proto::{Channel, Hello, PROTOCOL, ToTarget, Word},
+    report::Packets,
     socket::Row,
 };
 use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
-    super::{bulk, feed::Feed, look},
+    super::{bulk, feed::Feed, hold, look},
     Facts,
     engine::Streaming,
+    hold::Hold,
 };
 use crate::{
     agent::{
@@ -78,6 +80,7 @@ pub(super) struct State {
     pub(super) dropped: u64,
     pub(super) reopened: Option<Instant>,
     pub(super) gate: Option<Gate>,
+    pub(super) hold: Option<Arc<Hold>>,
     pub(super) disarmed: Option<Disarmed>,
     pub(super) kit: Option<Kit>,
     pub(super) frozen: bool,
@@ -125,6 +128,9 @@ impl Steps {
         }
         state.disarmed.clone_from(&facts.disarmed);
         state.kit = Kit::open(&paths::run(self.id)).ok();
+        if let Ok(gate) = Gate::reopen(self.id, &paths::pins(self.id)) {
+            hold::forget(&gate);
+        }
     }
 
     /// How the target is reached.
@@ -153,9 +159,15 @@ impl Steps {
         state.file_bytes + state.image_bytes
     }
 
-    /// Packets that the closed gate dropped here.
-    pub fn dropped(&self) -> u64 {
-        self.state().dropped
+    /// What became of packets that came or went while the gate was closed.
+    pub fn packets(&self) -> Packets {
+        let state = self.state();
+        let held = state.hold.as_ref().map(|hold| hold.packets());
+        let held = held.unwrap_or_default();
+        Packets {
+            dropped: held.dropped + state.dropped,
+            ..held
+        }
     }
 
     /// When the gate passed again, after an undo.

@@ -88,11 +88,13 @@ impl Steps {
 
     pub(super) fn detach(&self) -> Vec<String> {
         let gate = self.state().gate.take();
+        let mut left = self.end_hold(gate.as_ref());
         let errors = match gate {
             Some(gate) => gate.detach().err().unwrap_or_default(),
             None => gate::clear(&paths::pins(self.id)),
         };
-        errors.iter().map(ToString::to_string).collect()
+        left.extend(errors.iter().map(ToString::to_string));
+        left
     }
 
     pub(super) fn remove_run(&self) -> Vec<String> {

@@ -1,6 +1,7 @@
 //! The target's driver: performs the target machine's actions.
 mod ending;
 mod engine;
+mod hold;
 mod images;
 mod prepare;
 mod steps;
@@ -281,6 +282,7 @@ impl Driver {
             Input::Pipe(hello, pipe) => match hello.channel {
                 Channel::Control => self.link.take(hello, pipe),
                 Channel::Bulk => self.steps.receive(pipe),
+                Channel::Hold => self.steps.receive_held(pipe),
                 Channel::Rsync { ref args } => self.steps.rsync(args.clone(), pipe),
             },
             Input::Link(LinkEvent::Up) => self.machine.handle(Event::LinkUp),

@@ -157,6 +157,7 @@ impl Steps {
         }
         drop(state);
         self.remember();
+        self.prepare_hold(question);
         Ok(())
     }
 

@@ -10,7 +10,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use netmig_common::Mode;
 use netmig_core::{
     container::Container,
     id::{Epoch, MoveId},
@@ -24,7 +23,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{super::bulk::Arrived, Facts, Input, Made};
+use super::{super::bulk::Arrived, Facts, Input, Made, hold::Hold};
 use crate::{
     agent::paths,
     engine::{
@@ -60,6 +59,7 @@ pub(super) struct State {
     pub(super) made: Made,
     pub(super) kit: Option<Kit>,
     pub(super) gate: Option<Gate>,
+    pub(super) hold: Option<Arc<Hold>>,
     pub(super) links: Vec<net::Link>,
     pub(super) netns: Option<PathBuf>,
     pub(super) sockets: Option<Sockets>,
@@ -196,7 +196,7 @@ impl Steps {
         Ok(begun.map_or(0, |begun| begun.elapsed().as_micros() as u64))
     }
 
-    /// Gate `pass`; first announcement; windows reopened. Further rounds go on beside.
+    /// The gate opens; first announcement; windows reopened; what was held is delivered. Further rounds go on beside.
     pub fn open(self: &Arc<Self>) -> Result<Event> {
         let mut guard = self.state();
         let state = &mut *guard;
@@ -204,7 +204,11 @@ impl Steps {
             Some(gate) => gate,
             none => none.insert(Gate::reopen(self.id, &paths::pins(self.id))?),
         };
-        gate.set_mode(Mode::Pass, self.epoch, None)?;
+        let mut warnings = std::mem::take(&mut state.warnings);
+        let hold = state.hold.as_ref();
+        let hold = hold.filter(|_| state.made.init_pid.is_some());
+        let in_order = self.open_gate(gate, hold, &mut warnings)?;
+        let hold = hold.filter(|_| in_order);
         let init_pid = state
             .made
             .init_pid
@@ -227,7 +231,7 @@ impl Steps {
             Duration::ZERO,
             &mut || true,
         );
-        let mut warnings = std::mem::take(&mut state.warnings);
+        Self::hold_announced(hold);
         if let Err(e) = forgotten {
             warnings.push(e.to_string());
         }
@@ -251,6 +255,7 @@ impl Steps {
         {
             warnings.push(format!("opening the connections: {e}"));
         }
+        self.deliver_held(gate, hold, &netns, &mut warnings);
         let open_us = state
             .granted
             .map_or(0, |granted| granted.elapsed().as_micros() as u64);
