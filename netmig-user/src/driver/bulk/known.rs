@@ -1,12 +1,16 @@
 //! Pages that the target has, by content.
 use std::collections::HashMap;
 
-/// Half of a BLAKE3 hash: no two pages with the same one will be found, by chance or by intent.
-type Digest = [u8; 16];
+use xxhash_rust::xxh3::xxh3_128_with_secret;
+
+/// A key that nobody outside of this move knows, so that nobody can write two pages that look the same. By chance they do not; if they did, the
+/// checksum of the file would tell ([`netmig_core::frame::FileEnd`]), and the move would end before its release.
+pub type Secret = [u8; 192];
 
 /// Numbers of pages by their content. Bounded.
 pub(super) struct Known {
-    numbers: HashMap<Digest, u32>,
+    secret: Secret,
+    numbers: HashMap<u128, u32>,
     limit: usize,
 }
 
@@ -15,15 +19,16 @@ pub(super) enum Page {
     /// The target has it under this number.
     There(u32),
     /// It is new, and may be sent ahead.
-    New(Digest),
+    New(u128),
     /// It is new, and there is no room for it.
     Full,
 }
 
 impl Known {
     /// Nothing yet, and at most so many pages.
-    pub fn new(limit: usize) -> Self {
+    pub fn new(secret: Secret, limit: usize) -> Self {
         Self {
+            secret,
             numbers: HashMap::new(),
             limit,
         }
@@ -34,7 +39,7 @@ impl Known {
     }
 
     pub fn look(&self, page: &[u8]) -> Page {
-        let digest = digest(page);
+        let digest = xxh3_128_with_secret(page, &self.secret);
         match self.numbers.get(&digest) {
             Some(number) => Page::There(*number),
             None if self.numbers.len() < self.limit => Page::New(digest),
@@ -43,14 +48,8 @@ impl Known {
     }
 
     /// A page that was sent: its number is the next one.
-    pub fn add(&mut self, digest: Digest) {
+    pub fn add(&mut self, digest: u128) {
         let number = u32::try_from(self.numbers.len()).unwrap_or(u32::MAX);
         self.numbers.entry(digest).or_insert(number);
     }
-}
-
-fn digest(page: &[u8]) -> Digest {
-    let mut digest = Digest::default();
-    digest.copy_from_slice(&blake3::hash(page).as_bytes()[..size_of::<Digest>()]);
-    digest
 }

@@ -9,6 +9,7 @@ mod known;
 mod receive;
 mod send;
 
+pub use known::Secret;
 pub use receive::{Arrived, Receiver};
 pub use send::Sender;
 
@@ -31,6 +32,8 @@ mod tests {
 
     use super::*;
 
+    const SECRET: Secret = [7; 192];
+
     fn drain(
         rx: &mut mpsc::Receiver<Frame>,
         receiver: &mut Receiver,
@@ -46,7 +49,7 @@ mod tests {
     fn files_arrive_as_they_grew() -> Result<()> {
         let (from, to) = (tempfile::tempdir()?, tempfile::tempdir()?);
         let (tx, mut rx) = mpsc::channel(64);
-        let mut sender = Sender::new(from.path(), tx, 0);
+        let mut sender = Sender::new(from.path(), tx, SECRET, 0);
         let (mut receiver, arrived) = (
             Receiver::new(&to.path().join("images"), 0)?,
             Arrived::default(),
@@ -107,7 +110,7 @@ mod tests {
     fn a_page_that_was_sent_ahead_is_not_sent_again() -> Result<()> {
         let (from, to) = (tempfile::tempdir()?, tempfile::tempdir()?);
         let (tx, mut rx) = mpsc::channel(1024);
-        let mut sender = Sender::new(from.path(), tx, 300 * PAGE as u64);
+        let mut sender = Sender::new(from.path(), tx, SECRET, 300 * PAGE as u64);
         let (mut receiver, arrived) = (
             Receiver::new(to.path(), 300 * PAGE as u64)?,
             Arrived::default(),
@@ -143,7 +146,7 @@ mod tests {
     fn both_ends_keep_to_the_limit_of_pages_ahead() -> Result<()> {
         let (from, to) = (tempfile::tempdir()?, tempfile::tempdir()?);
         let (tx, mut rx) = mpsc::channel(1024);
-        let mut sender = Sender::new(from.path(), tx, 3 * PAGE as u64);
+        let mut sender = Sender::new(from.path(), tx, SECRET, 3 * PAGE as u64);
         let memory: Vec<u8> = (0..5).flat_map(page).collect();
         sender.offer(&memory)?;
         assert_eq!(sender.flush()?, 3);

@@ -15,7 +15,7 @@ use netmig_core::frame::{
 };
 use tokio::sync::mpsc;
 
-use super::known::{Known, Page};
+use super::known::{Known, Page, Secret};
 
 /// Bytes of one chunk: large enough for throughput, small enough to be on its way while the next is read. Whole pages.
 const CHUNK: usize = if CHUNK_LIMIT < 256 << 10 {
@@ -31,6 +31,8 @@ pub struct Sender {
     known: Known,
     /// New pages that wait for more of them.
     ahead: BytesMut,
+    /// What is read of a file.
+    buffer: Vec<u8>,
     files: HashMap<String, Sending>,
     bytes: u64,
     sent: u64,
@@ -47,12 +49,13 @@ struct Sending {
 
 impl Sender {
     /// Will send what is in `dir` as frames into the channel, and at most `ahead` bytes of pages before.
-    pub fn new(dir: &Path, frames: mpsc::Sender<Frame>, ahead: u64) -> Self {
+    pub fn new(dir: &Path, frames: mpsc::Sender<Frame>, secret: Secret, ahead: u64) -> Self {
         Self {
             dir: dir.to_owned(),
             frames,
-            known: Known::new(usize::try_from(ahead).unwrap_or(usize::MAX) / PAGE),
+            known: Known::new(secret, usize::try_from(ahead).unwrap_or(usize::MAX) / PAGE),
             ahead: BytesMut::new(),
+            buffer: vec![0; CHUNK],
             files: HashMap::new(),
             bytes: 0,
             sent: 0,
@@ -164,10 +167,9 @@ impl Sender {
             let Some(sending) = self.files.get_mut(name) else {
                 return Ok(any);
             };
-            let mut data = BytesMut::zeroed(CHUNK);
             let mut n = sending
                 .file
-                .read_at(&mut data, sending.offset)
+                .read_at(&mut self.buffer, sending.offset)
                 .with_context(|| format!("reading image {}", path.display()))?;
             if grows {
                 n -= n % PAGE;
@@ -175,16 +177,19 @@ impl Sender {
             if n == 0 {
                 return Ok(any);
             }
-            data.truncate(n);
-            sending.crc.update(&data);
+            sending.crc.update(&self.buffer[..n]);
             let (number, offset, pages) = (sending.number, sending.offset, sending.pages);
             sending.offset += n as u64;
             self.bytes += n as u64;
-            if pages && self.known.len() > 0 {
-                self.put_pages(number, offset, data.freeze())?;
+            // Taken for the time of the call: most of it is looked at only.
+            let buffer = std::mem::take(&mut self.buffer);
+            let put = if pages && self.known.len() > 0 {
+                self.put_pages(number, offset, &buffer[..n])
             } else {
-                self.put_chunk(number, offset, data.freeze())?;
-            }
+                self.put_chunk(number, offset, &buffer[..n])
+            };
+            self.buffer = buffer;
+            put?;
             any = true;
         }
     }
@@ -212,7 +217,7 @@ impl Sender {
     }
 
     /// Bytes of a file of pages: those that the target has by their numbers, the others as they are.
-    fn put_pages(&mut self, file: u32, offset: u64, data: Bytes) -> Result<()> {
+    fn put_pages(&mut self, file: u32, offset: u64, data: &[u8]) -> Result<()> {
         let mut refs = PageRefs {
             file,
             offset,
@@ -229,7 +234,7 @@ impl Sender {
             match there {
                 Some(number) => {
                     if new < at {
-                        self.put_chunk(file, offset + new as u64, data.slice(new..at))?;
+                        self.put_chunk(file, offset + new as u64, &data[new..at])?;
                     }
                     if refs.runs.is_empty() {
                         refs.offset = offset + at as u64;
@@ -251,7 +256,7 @@ impl Sender {
             at += page.len();
         }
         if new < at {
-            self.put_chunk(file, offset + new as u64, data.slice(new..at))?;
+            self.put_chunk(file, offset + new as u64, &data[new..at])?;
         }
         self.put_refs(&mut refs)
     }
@@ -268,8 +273,9 @@ impl Sender {
         self.put(Frame::PageRefs(whole))
     }
 
-    fn put_chunk(&mut self, file: u32, offset: u64, data: Bytes) -> Result<()> {
+    fn put_chunk(&mut self, file: u32, offset: u64, data: &[u8]) -> Result<()> {
         self.sent += data.len() as u64;
+        let data = Bytes::copy_from_slice(data);
         self.put(Frame::Chunk(Chunk { file, offset, data }))
     }
 

@@ -7,7 +7,7 @@ use tokio::{net::UnixStream, sync::mpsc};
 use tracing::warn;
 
 use super::{
-    super::bulk,
+    super::{bulk, random},
     steps::{GLANCE, Steps},
 };
 use crate::{
@@ -94,7 +94,7 @@ impl Steps {
                 );
             }
         });
-        self.state().images = Some(bulk::Sender::new(&kit.images, frames, ahead));
+        self.state().images = Some(bulk::Sender::new(&kit.images, frames, random()?, ahead));
         Ok(())
     }
 
