@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use netmig_core::{
     container::{Container, Manager, MountFate},
     proto::Question,
-    socket::{Class, Fate, Row},
+    socket::{Class, Engine, Fate, Kind, Row},
 };
 
 use crate::{
@@ -45,13 +45,21 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
     objections.extend(topology.refusals.iter().cloned());
     warnings.extend(topology.warnings.iter().cloned());
     let network = net::snapshot(&netns)?;
-    let pids = task::tasks(container.init_pid)?;
-    let rows = sock::rows(&netns, &pids)?;
+    let engine = manager.engine();
+    let rows = sock::rows_under(&netns, &tasks(&container)?, engine)?;
     for row in &rows {
         match &row.fate {
             Fate::Refused(why) => objections.push(format!("{row}: {why}")),
             // Nobody can notice by a descriptor: a port's protection, a tool that looks at the namespace at this moment.
             Fate::Reset(why) if matches!(row.class, Class::TcpTimeWait | Class::Foreign) => {
+                warnings.push(format!("{row}: {why}"))
+            }
+            // The program knows what it does not hand over; what it has not accepted yet it accepts before it saves.
+            Fate::Reset(why)
+                if engine == Engine::Handoff
+                    && (row.class == Class::TcpEmbryo
+                        || !matches!(row.kind, Kind::Tcp | Kind::Mptcp)) =>
+            {
                 warnings.push(format!("{row}: {why}"))
             }
             Fate::Reset(why) if !allow.iter().any(|key| key == "reset") => {
@@ -62,10 +70,13 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
             _ => {}
         }
     }
-    let walked = facts::walk(container.init_pid)?;
-    objections.extend(walked.objections);
-    warnings.extend(walked.warnings);
-    let memory_bytes = walked.memory_bytes;
+    let mut memory_bytes = 0;
+    if engine == Engine::Criu {
+        let walked = facts::walk(container.init_pid)?;
+        objections.extend(walked.objections);
+        warnings.extend(walked.warnings);
+        memory_bytes = walked.memory_bytes;
+    }
     let mut file_bytes = 0;
     for place in files::sources(&container) {
         file_bytes += files::estimate(&place)?;
@@ -100,6 +111,14 @@ pub fn netns_of(container: &Container) -> Option<PathBuf> {
         .clone()
         .filter(|path| path.exists())
         .or_else(by_task)
+}
+
+/// The processes that hold the container's sockets while they run. A program without a container is one process among all of the host's.
+pub fn tasks(container: &Container) -> Result<Vec<i32>, task::Error> {
+    match container.manager.engine() {
+        Engine::Criu => task::tasks(container.init_pid),
+        Engine::Handoff => Ok(vec![container.init_pid]),
+    }
 }
 
 fn refused_mounts(container: &Container) -> Vec<String> {

@@ -144,6 +144,7 @@ impl Steps {
         }
         let mut state = self.state();
         if call.action == hook::Action::PostDump {
+            state.helper = call.init_pid;
             state.dumped = Some(reply);
         } else {
             state.moment = Some(reply);

@@ -53,13 +53,17 @@ impl Steps {
                 );
             }
         });
-        self.state().images = Some(bulk::Sender::new(&kit.images, frames));
+        self.state().images = Some(bulk::Sender::new(kit.images(), frames));
         Ok(())
     }
 
     /// Copies every tree that travels.
     pub(super) fn copy_files(&self, frozen: bool) -> Result<()> {
         let container = self.container()?;
+        let places = files::sources(&container);
+        if places.is_empty() {
+            return Ok(());
+        }
         let exe = paths::program().context("finding this program")?;
         let transport = format!("{} rsh {}", exe.display(), self.id);
         let mut mapped = if frozen {
@@ -67,7 +71,7 @@ impl Steps {
         } else {
             BTreeMap::new()
         };
-        for place in files::sources(&container) {
+        for place in places {
             if self.over.load(Ordering::SeqCst) {
                 bail!("the move is being given up");
             }

@@ -18,7 +18,7 @@ use netmig_core::{
     image::v1::net::Network,
     machine::source::Done,
     proto::{Channel, Hello, PROTOCOL, ToTarget, Word},
-    socket::Row,
+    socket::{self, Row},
 };
 use tokio::{runtime::Handle, sync::oneshot};
 
@@ -32,11 +32,7 @@ use crate::{
         local::{MoveSpec, Told},
         paths,
     },
-    engine::{
-        cgroup,
-        criu::{Kit, hook::HookReply},
-        task,
-    },
+    engine::{self, Engine, cgroup, criu::hook::HookReply, task},
     gate::Gate,
     net,
     runtime::{self, Disarmed, Mounts},
@@ -75,7 +71,9 @@ pub(super) struct State {
     pub(super) reopened: Option<Instant>,
     pub(super) gate: Option<Gate>,
     pub(super) disarmed: Option<Disarmed>,
-    pub(super) kit: Option<Kit>,
+    pub(super) kit: Option<Arc<dyn Engine>>,
+    /// Under `handoff`: the helper, which holds what was handed over.
+    pub(super) helper: Option<i32>,
     pub(super) frozen: bool,
     pub(super) kept: Option<sock::Kept>,
     pub(super) moment: Option<oneshot::Sender<HookReply>>,
@@ -116,7 +114,7 @@ impl Steps {
             state.network = Some(question.network.clone());
         }
         state.disarmed.clone_from(&facts.disarmed);
-        state.kit = Kit::open(&paths::run(self.id)).ok();
+        state.kit = engine::open(&paths::run(self.id));
     }
 
     /// How the target is reached.
@@ -267,8 +265,18 @@ impl Steps {
         if let Some(gate) = &self.state().gate {
             gate.settle()?;
         }
-        let pids = task::tasks(container.init_pid)?;
-        let (sockets, kept) = sock::dump(&netns, &pids)?;
+        let engine = container.manager.engine();
+        let pids = match engine {
+            socket::Engine::Criu => task::tasks(container.init_pid)?,
+            socket::Engine::Handoff => {
+                vec![
+                    self.state()
+                        .helper
+                        .context("the helper has not named itself")?,
+                ]
+            }
+        };
+        let (sockets, kept) = sock::dump_under(&netns, &pids, engine)?;
         self.state().kept = Some(kept);
         Ok(Done::Dumped(Box::new(ToTarget::Sockets(Box::new(sockets)))))
     }

@@ -2,10 +2,11 @@
 use std::{
     path::PathBuf,
     sync::atomic::Ordering,
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use netmig_core::machine::target::Event;
 use tokio::sync::oneshot;
 use tracing::warn;
@@ -18,6 +19,9 @@ use crate::{
         job::{Job, Status},
     },
 };
+
+/// How often a step looks whether the program has loaded its state.
+const GLANCE: Duration = Duration::from_millis(1);
 
 impl Steps {
     /// Runs the engine's restore to its end; why it failed, if it did.
@@ -86,6 +90,17 @@ impl Steps {
         }
         let mut state = self.state();
         match call.action {
+            hook::Action::Loaded if state.loading => {
+                // The step that rebuilds the sockets waits for it.
+                (state.loading, state.moment) = (false, Some(reply));
+                None
+            }
+            hook::Action::Loaded => {
+                // It asks an agent that was restarted.
+                state.made.init_pid = call.init_pid;
+                state.moment = Some(reply);
+                Some(Event::EngineRebuilt)
+            }
             hook::Action::PostRestore => {
                 state.made.init_pid = call.init_pid;
                 state.moment = Some(reply);
@@ -102,6 +117,20 @@ impl Steps {
                 None
             }
         }
+    }
+
+    /// Under `handoff`: hands the program its state and its sockets, now that they are filled, and waits until it has loaded them. An engine
+    /// that fails says so by its end.
+    pub(super) fn load(&self) -> Result<()> {
+        self.state().loading = true;
+        self.go_on();
+        while self.state().loading {
+            if self.over.load(Ordering::SeqCst) {
+                bail!("the move is being given up");
+            }
+            thread::sleep(GLANCE);
+        }
+        Ok(())
     }
 
     /// Lets the engine go on to its last moment.

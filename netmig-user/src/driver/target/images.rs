@@ -15,7 +15,7 @@ impl Steps {
     /// Writes the images that arrive on this connection.
     pub fn receive(&self, mut pipe: Pipe) {
         let (id, arrived) = (self.id, self.arrived.clone());
-        let images = self.state().kit.as_ref().map(|kit| kit.images.clone());
+        let images = self.state().kit.as_ref().map(|kit| kit.images().to_owned());
         self.handle.spawn(async move {
             let took = async {
                 let mut receiver =
