@@ -187,12 +187,9 @@ mod tests {
         let to = listener.local_addr().expect("its address");
         let stream = TcpStream::connect(to).expect("a connection");
         let bound = UdpSocket::bind("[::1]:0").expect("a UDP socket");
-        for fd in [
-            OwnedFd::from(listener),
-            OwnedFd::from(stream),
-            OwnedFd::from(bound),
-        ] {
-            assert_eq!(portable(&fd), Ok(()));
+        let fds: [OwnedFd; 3] = [listener.into(), stream.into(), bound.into()];
+        for fd in &fds {
+            assert_eq!(portable(fd), Ok(()));
         }
         let raw = |kind, protocol| {
             socket(AddressFamily::Inet, kind, SockFlag::empty(), protocol).expect("a socket")

@@ -46,7 +46,7 @@ pub fn run(dir: &Path, ask: Ask<'_>) -> Result<(), Error> {
         .as_deref()
         .ok_or_else(|| Error::Unfit("no namespace was named".to_owned()))?;
     start::enter_cgroup(name)?;
-    make_room()?;
+    make_room(manifest.labels.len())?;
     // They stay here to the end: an agent that is restarted takes them up from this process. The process itself stays in the host's
     // namespace, as it may have to start that agent.
     let held = make(&dir.join("sockets"), netns, &manifest)?;
@@ -84,14 +84,17 @@ fn make(path: &Path, netns: &Path, manifest: &Manifest) -> Result<Vec<OwnedFd>, 
     for (numbers, fd) in &made {
         by_number.extend(numbers.iter().map(|number| (*number, fd)));
     }
-    let mut held = Vec::with_capacity(manifest.labels.len());
+    let count = manifest.labels.len();
+    let mut held = Vec::with_capacity(count);
     for (k, label) in manifest.labels.iter().enumerate() {
-        let fd = by_number.get(&number(k)).ok_or_else(|| {
+        let fd = by_number.get(&number(count, k)).ok_or_else(|| {
             Error::Unfit(format!(
                 "no socket came for descriptor {label}: it ended while it was handed over"
             ))
         })?;
-        held.push(place(fd, number(k)).map_err(|e| file("placing", Path::new("a socket"), e))?);
+        held.push(
+            place(fd, number(count, k)).map_err(|e| file("placing", Path::new("a socket"), e))?,
+        );
     }
     Ok(held)
 }

@@ -46,7 +46,6 @@ use super::{
     job::{Command, write_whole},
 };
 use crate::runtime::CreatedContainer;
-use message::DESCRIPTOR_LIMIT;
 use programs::{Program, Role};
 
 pub mod channel;
@@ -65,9 +64,8 @@ const STATE: &str = "pages-handoff";
 const MANIFEST: &str = "handoff.json";
 /// What a helper must know, in the move's directory.
 const CONFIG: &str = "handoff-engine.json";
-/// The first number under which the helpers hold a descriptor that was handed over: the k-th is this + k at both ends. Above all numbers under
-/// which descriptors come.
-const BASE: RawFd = DESCRIPTOR_LIMIT as RawFd + 1000;
+/// Numbers that a helper needs for itself.
+const OWN: RawFd = 512;
 /// How long a program may take to come up at the target and say `load`.
 const COMING: Duration = Duration::from_secs(20);
 
@@ -139,7 +137,7 @@ struct Config {
 struct Manifest {
     /// The program's version that saved the state.
     version: String,
-    /// Label of each descriptor; the k-th has the number `BASE` + k.
+    /// Label of each descriptor; the k-th has the [`number`] k.
     labels: Vec<u32>,
 }
 
@@ -312,10 +310,15 @@ fn stand_by(
     Ok(())
 }
 
-/// Room for descriptors above [`BASE`]; root may raise the hard limit too.
-fn make_room() -> Result<(), Error> {
-    let limit = |e: nix::Error| file("raising", Path::new("RLIMIT_NOFILE"), e.into());
-    let want = BASE as u64 + u64::from(DESCRIPTOR_LIMIT);
+/// Room for so many descriptors, each under the number that it came with and that of [`number`]; the hard limit can be raised by whoever has
+/// CAP_SYS_RESOURCE.
+fn make_room(descriptors: usize) -> Result<(), Error> {
+    let limit = |e: nix::Error| {
+        Error::Unfit(format!(
+            "{descriptors} descriptors need a higher RLIMIT_NOFILE than this host's agent may set: {e}"
+        ))
+    };
+    let want = number(descriptors, descriptors) as u64 + OWN as u64;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(limit)?;
     if soft < want {
         setrlimit(Resource::RLIMIT_NOFILE, want, want.max(hard)).map_err(limit)?;
@@ -338,9 +341,9 @@ fn place(fd: &OwnedFd, number: RawFd) -> io::Result<OwnedFd> {
     Ok(placed)
 }
 
-/// The number of the k-th descriptor.
-fn number(k: usize) -> RawFd {
-    RawFd::try_from(k).map_or(RawFd::MAX, |k| BASE.saturating_add(k))
+/// The number under which both helpers hold the k-th of so many descriptors: above all numbers under which they can have come.
+fn number(descriptors: usize, k: usize) -> RawFd {
+    RawFd::try_from(descriptors.saturating_add(k)).map_or(RawFd::MAX, |n| n.saturating_add(OWN))
 }
 
 fn create(path: &Path) -> Result<fs::File, Error> {
@@ -406,12 +409,14 @@ mod tests {
 
     #[test]
     fn a_descriptor_is_where_both_ends_expect_it() {
-        make_room().expect("room");
+        make_room(10).expect("room");
         let file = OwnedFd::from(tempfile::tempfile().expect("a file"));
-        let placed = place(&file, number(7)).expect("placed");
-        assert_eq!(placed.as_raw_fd(), BASE + 7);
-        let taken = place(&file, number(7)).expect_err("taken");
-        assert!(taken.to_string().contains("is taken"), "{taken}");
-        assert_eq!(number(usize::MAX), RawFd::MAX);
+        let placed = place(&file, number(10, 7)).expect("placed");
+        assert_eq!(placed.as_raw_fd(), 529);
+        let taken = place(&file, number(10, 7)).expect_err("taken");
+        assert!(taken.to_string().contains("529 is taken"), "{taken}");
+        assert_eq!(number(usize::MAX, 0), RawFd::MAX);
+        let too_many = make_room(usize::MAX / 4).expect_err("more than any limit");
+        assert!(too_many.to_string().contains("RLIMIT_NOFILE"), "{too_many}");
     }
 }

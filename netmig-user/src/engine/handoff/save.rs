@@ -5,7 +5,7 @@ use super::{
     Ask, Config, Error, Kit, MANIFEST, Manifest, STATE,
     channel::{Channel, Deadline},
     connect, create, file, make_room,
-    message::{Say, Told},
+    message::{DESCRIPTOR_LIMIT, Say, Told},
     number, place,
     programs::{self, Role},
     put_json, talk,
@@ -32,7 +32,6 @@ pub fn run(dir: &Path, ask: Ask<'_>) -> Result<(), Error> {
         .filter(|found| Some(found.pid()) == *program)
         .ok_or_else(|| Error::Absent(name.clone()))?;
     let channel = connect(&program)?;
-    make_room()?;
     super::ask(ask, Action::PreDump)?;
     let say = |told: &Told| channel.send(told, Deadline::within(WORD));
     talk(name, "telling `save`", say(&Told::Save { mv: *mv }))?;
@@ -79,13 +78,15 @@ fn take(kit: &Kit, channel: &Channel) -> Result<Vec<OwnedFd>, Error> {
             )));
         }
     };
+    make_room(announced.descriptors.min(DESCRIPTOR_LIMIT) as usize)?;
     let mut state = create(&kit.images.join(STATE))?;
     let handed = talk(
         name,
         "saving",
         channel.receive_state(&announced, &mut state, limit),
     )?;
-    let mut held = Vec::with_capacity(handed.len());
+    let count = handed.len();
+    let mut held = Vec::with_capacity(count);
     let mut manifest = Manifest {
         version: announced.version,
         labels: Vec::with_capacity(handed.len()),
@@ -97,7 +98,8 @@ fn take(kit: &Kit, channel: &Channel) -> Result<Vec<OwnedFd>, Error> {
             ))
         })?;
         held.push(
-            place(&fd, number(k)).map_err(|e| file("placing", Path::new("a descriptor"), e))?,
+            place(&fd, number(count, k))
+                .map_err(|e| file("placing", Path::new("a descriptor"), e))?,
         );
         manifest.labels.push(label);
     }
