@@ -144,7 +144,12 @@ impl Netmig {
         loop {
             let told = self.hear_json()?;
             return Ok(match told["type"].as_str() {
-                Some("save") => Word::Save(told["move"].as_str().unwrap_or_default().to_owned()),
+                Some("save") => Word::Save(
+                    told["move"]
+                        .as_str()
+                        .context("a move without id")?
+                        .to_owned(),
+                ),
                 Some("resume") => Word::Resume,
                 Some("leave") => Word::Leave,
                 Some("go") => Word::Go,

@@ -10,7 +10,7 @@ use netmig_core::{
 
 use crate::{
     agent::paths,
-    engine::{facts, task},
+    engine::{facts, handoff::programs::SOCKET, task},
     files, host, net,
     runtime::{self, Mounts},
     sock,
@@ -46,7 +46,10 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
     warnings.extend(topology.warnings.iter().cloned());
     let network = net::snapshot(&netns)?;
     let engine = manager.engine();
-    let rows = sock::rows_under(&netns, &tasks(&container)?, engine)?;
+    let mut rows = sock::rows_under(&netns, &tasks(&container)?, engine)?;
+    if engine == Engine::Handoff {
+        without_our_own(&mut rows);
+    }
     for row in &rows {
         match &row.fate {
             Fate::Refused(why) => objections.push(format!("{row}: {why}")),
@@ -119,6 +122,23 @@ pub fn tasks(container: &Container) -> Result<Vec<i32>, task::Error> {
         Engine::Criu => task::tasks(container.init_pid),
         Engine::Handoff => Ok(vec![container.init_pid]),
     }
+}
+
+/// The program's connection with the agent is netmig's matter.
+fn without_our_own(rows: &mut Vec<Row>) {
+    let ours: Vec<u64> = rows
+        .iter()
+        .filter(|row| row.kind == Kind::Unix && row.local == SOCKET)
+        .map(|row| row.inode)
+        .collect();
+    let is_ours = |row: &Row| {
+        row.kind == Kind::Unix
+            && (ours.contains(&row.inode)
+                || ours
+                    .iter()
+                    .any(|inode| row.peer == format!("inode {inode}")))
+    };
+    rows.retain(|row| !is_ours(row));
 }
 
 fn refused_mounts(container: &Container) -> Vec<String> {

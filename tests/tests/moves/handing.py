@@ -1,12 +1,13 @@
 """A program that hands itself over and goes wrong: handing.py NAME HOW, as docs/handoff.md describes the bytes.
 
-HOW is `die-saving`, `refuse-saving`, `hand-a-file` at the source; `refuse-loading`, `die-loading`, `die-ready` at the target. At the source it says
+HOW is `die-saving`, `refuse-saving`, `hand-a-file` at the source; `refuse-loading`, `slow-loading`, `die-loading`, `die-ready` at the target. At the source it says
 each word that it hears."""
 import json
 import os
 import socket
 import struct
 import sys
+import time
 
 name, how = sys.argv[1:]
 netmig = socket.socket(socket.AF_UNIX)
@@ -77,7 +78,10 @@ else:
         kind, body, came = frame()
         got += len(body) if kind == 2 else 0
         fds += len(came)
-    if how == "refuse-loading":
+    if how == "slow-loading":
+        open("/tmp/loading", "w").close()
+        time.sleep(3)
+    if how in ("refuse-loading", "slow-loading"):
         say(type="refused", why="the state is not to my taste")
         hear()
     if how == "die-ready":

@@ -141,7 +141,10 @@ fn registered(host: &NamespaceHost, name: &str) {
         &format!("netmig-user handoff | grep -q '^{name} '"),
         Duration::from_secs(10),
     )
-    .expect("it has registered");
+    .unwrap_or_else(|e| {
+        let said = host.sh("pgrep -af handoff; ls -l /run/netmig/handoff*; tail -n 20 /tmp/*.log /run/netmig/agent.log");
+        panic!("it has not registered: {e}\n{}", said.unwrap_or_default())
+    });
 }
 
 /// Clients of the server over both protocols.
@@ -274,6 +277,39 @@ fn a_server_that_cannot_be_taken_over_stays() {
     echo.0.nothing_is_left();
 }
 
+/// Who dies on the source while the target loads.
+#[test]
+fn a_server_whose_helpers_die_goes_on_where_it_was() {
+    let echo = Echo::up("handoff-faults");
+    let (a, b) = (echo.0.a(), echo.0.b());
+    let clients = Clients::start(echo.0.peer());
+    // It takes everything, is silent for a while, and refuses.
+    echo.cannot_load(b, "exec python3 /tmp/handing.py echo slow-loading");
+    for victims in [
+        "agent --resident",
+        "handoff-engine save",
+        "agent --resident|handoff-engine save",
+    ] {
+        a.sh("rm -f /tmp/report.json; netmig-user migrate --handoff echo --to ssh://b --report /tmp/report.json </dev/null >/tmp/migrate.log 2>&1 &")
+            .expect("started");
+        b.wait_for("test -e /tmp/loading", Duration::from_secs(60))
+            .unwrap_or_else(|e| panic!("{victims}: {e}\n{}", echo.0.logs()));
+        a.sh(&format!("pkill -9 -f '[n]etmig-user ({victims})'"))
+            .unwrap_or_else(|e| panic!("{victims}: {e}\n{}", echo.0.logs()));
+        b.run(&["rm", "/tmp/loading"]).expect("removed");
+        // Whoever asks for an agent starts the next one.
+        echo.0.no_move_is_left();
+        echo.lives_only_on(a);
+        thread::sleep(AROUND);
+    }
+    echo.can_load(b);
+    let moved = echo.migrate(a, "echo");
+    assert_eq!(moved.code(), Some(0), "{}\n{}", moved.said(), echo.0.logs());
+    echo.lives_only_on(b);
+    clients.end_clean(&echo.0);
+    echo.0.nothing_is_left();
+}
+
 #[test]
 fn a_program_that_does_not_save_itself_stays() {
     let story = Story::with("handoff-refuse", Vec::new());
@@ -316,7 +352,7 @@ fn a_program_that_does_not_save_itself_stays() {
         let heard = a.run(&["cat", "/tmp/stub.log"]).expect("its log");
         let resumed = heard.lines().any(|word| word == "resume");
         assert_eq!(resumed, how != "die-saving", "{how}: {heard}");
-        a.sh("pkill -f /tmp/handing.py; while netmig-user handoff | grep -q ^stub; do sleep 0.05; done")
+        a.sh("pkill -f '[h]anding.py' || true; while netmig-user handoff | grep -q ^stub; do sleep 0.05; done")
             .expect("ended");
         story.no_move_is_left();
     }

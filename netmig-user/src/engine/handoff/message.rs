@@ -3,7 +3,6 @@
 //! A frame is a header of 12 bytes, little endian, and a body: `"NMHO"`, version u16, kind u16, length of the body u32.
 use std::{collections::BTreeMap, path::PathBuf};
 
-use netmig_core::id::MoveId;
 use serde::{Deserialize, Serialize};
 
 /// First bytes of every frame.
@@ -185,7 +184,7 @@ pub enum Say {
         who: Introduction,
         /// The move that it has saved itself for and has not heard the end of: its connection broke.
         #[serde(default, rename = "move")]
-        mv: Option<MoveId>,
+        mv: Option<String>,
     },
     /// It was started to take over a state.
     Load {
@@ -217,9 +216,9 @@ pub enum Told {
     },
     /// Save: stop, hand over, touch nothing until the next word.
     Save {
-        /// The move.
+        /// The move's id, as text.
         #[serde(rename = "move")]
-        mv: MoveId,
+        mv: String,
     },
     /// The move is off: go on. Without a meaning for a program that has not saved itself.
     Resume,
@@ -319,6 +318,18 @@ mod tests {
             serde_json::to_string(&Told::Go).expect("JSON"),
             r#"{"type":"go"}"#
         );
+        let save = Told::Save {
+            mv: "1f0c".to_owned(),
+        };
+        assert_eq!(
+            serde_json::to_string(&save).expect("JSON"),
+            r#"{"type":"save","move":"1f0c"}"#
+        );
+        let again = r#"{"type":"register","name":"echo","move":"1f0c"}"#;
+        assert!(matches!(
+            serde_json::from_str(again),
+            Ok(Say::Register { mv: Some(mv), .. }) if mv == "1f0c"
+        ));
         assert!(serde_json::from_str::<Say>(r#"{"type":"save"}"#).is_err());
         assert!(serde_json::from_str::<Say>(r#"{"name":"echo"}"#).is_err());
     }

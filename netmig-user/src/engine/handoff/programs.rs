@@ -312,7 +312,11 @@ fn attend(channel: &Channel, judge: &Judge, writing: &Mutex<()>) -> Result<(), S
         fd: channel.as_raw(),
     };
     let verdict = match mv {
-        Some(mv) => match wait(channel, judge, mv)? {
+        Some(mv) => match wait(
+            channel,
+            judge,
+            mv.parse().map_err(|_| format!("{mv:?} is no move's id"))?,
+        )? {
             Some(verdict) => Some(verdict),
             None => return Ok(()),
         },

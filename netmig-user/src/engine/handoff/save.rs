@@ -34,7 +34,11 @@ pub fn run(dir: &Path, ask: Ask<'_>) -> Result<(), Error> {
     let channel = connect(&program)?;
     super::ask(ask, Action::PreDump)?;
     let say = |told: &Told| channel.send(told, Deadline::within(WORD));
-    talk(name, "telling `save`", say(&Told::Save { mv: *mv }))?;
+    talk(
+        name,
+        "telling `save`",
+        say(&Told::Save { mv: mv.to_string() }),
+    )?;
     let saved = take(&kit, &channel).and_then(|held| {
         super::ask(ask, Action::NetworkLock)?;
         super::ask(ask, Action::PostDump)?;
