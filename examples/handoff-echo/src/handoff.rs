@@ -60,6 +60,9 @@ pub struct Loading {
     pub sockets: Vec<(u32, OwnedFd)>,
 }
 
+/// A socket to hand over, with a label that comes back with it.
+pub type Labelled<'a> = (u32, BorrowedFd<'a>);
+
 /// The connection with netmig.
 #[derive(Debug)]
 pub struct Netmig(UnixStream);
@@ -163,12 +166,7 @@ impl Netmig {
     ///
     /// # Errors
     /// The connection is gone.
-    pub fn hand_over(
-        &self,
-        version: &str,
-        state: &[u8],
-        sockets: &[(u32, BorrowedFd<'_>)],
-    ) -> Result<()> {
+    pub fn hand_over(&self, version: &str, state: &[u8], sockets: &[Labelled<'_>]) -> Result<()> {
         self.say(&json!({
             "type": "state", "version": version, "bytes": state.len(), "descriptors": sockets.len(),
         }))?;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     VERSION,
-    handoff::{Introduction, Loading, Netmig, Word},
+    handoff::{Introduction, Labelled, Loading, Netmig, Word},
 };
 
 /// A line may not be longer, in bytes.
@@ -236,7 +236,7 @@ impl Server {
         }
     }
 
-    fn saved(&self) -> Result<(Vec<u8>, Vec<(u32, std::os::fd::BorrowedFd<'_>)>)> {
+    fn saved(&self) -> Result<(Vec<u8>, Vec<Labelled<'_>>)> {
         let mut saved = Saved::default();
         let mut sockets = Vec::new();
         for listener in &self.listeners {

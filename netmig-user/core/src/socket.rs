@@ -644,6 +644,34 @@ mod tests {
     }
 
     #[test]
+    fn only_tcp_and_udp_are_handed_over() {
+        use Class::{TcpCloseWait, TcpEstablished, TcpListen, TcpShut, Udp, UdpQueued};
+        let created: HashSet<Class> = RULES
+            .iter()
+            .filter(|r| r.engine == Engine::Handoff && r.creates != By::Nobody)
+            .map(|r| r.class)
+            .collect();
+        let portable = [
+            TcpEstablished,
+            TcpCloseWait,
+            TcpShut,
+            TcpListen,
+            Udp,
+            UdpQueued,
+        ];
+        assert_eq!(created, HashSet::from(portable));
+        // No engine of another kind makes a socket where a program hands itself over.
+        assert!(
+            RULES
+                .iter()
+                .filter(|r| r.engine == Engine::Handoff)
+                .all(|r| [r.creates, r.options, r.queues]
+                    .iter()
+                    .all(|by| *by != By::Engine))
+        );
+    }
+
+    #[test]
     fn what_nobody_creates_does_not_move() {
         for r in RULES
             .iter()

@@ -51,6 +51,11 @@ pub trait Engine: fmt::Debug + Send + Sync {
         given_up: &AtomicBool,
     ) -> Result<(), Error>;
 
+    /// What its commands are called for an operator: the dump, and the restore.
+    fn words(&self) -> [&'static str; 2] {
+        ["the runtime's checkpoint", "the runtime's restore"]
+    }
+
     /// The command that dumps the container; hooks come while it runs.
     ///
     /// It ends with 0 when the container is gone, with another code when the dump was cancelled and the container runs on.

@@ -11,7 +11,6 @@ use super::{AfterRelease, CreatedContainer, Disarmed, Error, Inspected, Mounts, 
 use crate::engine::{
     Engine, cgroup,
     handoff::{
-        message::Told,
         programs::{self, Program, Role},
         start,
     },
@@ -185,10 +184,18 @@ impl Runtime for Bare {
         let Some(program) = programs::find(&container.name, Role::Running)
             .filter(|program| program.pid() == container.init_pid)
         else {
-            return Vec::new();
+            // One whose connection broke comes again and is told then.
+            let gone = !Path::new(&format!("/proc/{}", container.init_pid)).exists();
+            return Vec::from_iter(gone.then(|| {
+                Error::Refused(format!(
+                    "program {} (process {}) has died while it was being moved: start it again",
+                    container.name, container.init_pid
+                ))
+            }));
         };
-        let told = program.tell(&Told::Resume);
-        told.err()
+        program
+            .resume()
+            .err()
             .map(|e| {
                 Error::Refused(format!(
                     "program {} does not hear that it goes on here: {e}",

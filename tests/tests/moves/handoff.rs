@@ -193,6 +193,25 @@ impl Clients {
 fn an_echo_server_moves_there_and_back_with_its_connections() {
     let echo = Echo::up("handoff");
     let clients = Clients::start(echo.0.peer());
+    let looked = echo
+        .0
+        .a()
+        .run(&["netmig-user", "inspect", "--handoff", "echo"])
+        .expect("inspect");
+    assert!(
+        looked.contains("[::]:7000") && !looked.contains("handoff.sock"),
+        "{looked}"
+    );
+    let plan = [
+        "netmig-user",
+        "plan",
+        "--handoff",
+        "echo",
+        "--to",
+        "ssh://b",
+    ];
+    let planned = echo.0.a().run(&plan).expect("a plan");
+    assert!(planned.contains("bare echo from a to b"), "{planned}");
     for from in [echo.0.a(), echo.0.b()] {
         let ended = echo.migrate(from, "echo");
         assert!(
@@ -256,6 +275,10 @@ fn a_server_that_cannot_be_taken_over_stays() {
             echo.0.logs()
         );
         echo.lives_only_on(a);
+        let left = b
+            .sh("ls -d /sys/fs/cgroup/netmig-handoff-* /run/netns/echo 2>/dev/null || true")
+            .expect("looked");
+        assert_eq!(left, "", "on b after {script}");
         thread::sleep(AROUND);
     }
     // Dying before the grant is heard, or after it and before the release: nothing has been let out either way.
@@ -277,7 +300,7 @@ fn a_server_that_cannot_be_taken_over_stays() {
     echo.0.nothing_is_left();
 }
 
-/// Who dies on the source while the target loads.
+/// Who dies while the target loads.
 #[test]
 fn a_server_whose_helpers_die_goes_on_where_it_was() {
     let echo = Echo::up("handoff-faults");
@@ -285,16 +308,19 @@ fn a_server_whose_helpers_die_goes_on_where_it_was() {
     let clients = Clients::start(echo.0.peer());
     // It takes everything, is silent for a while, and refuses.
     echo.cannot_load(b, "exec python3 /tmp/handing.py echo slow-loading");
-    for victims in [
-        "agent --resident",
-        "handoff-engine save",
-        "agent --resident|handoff-engine save",
+    for (host, victims) in [
+        (a, "agent --resident"),
+        (a, "handoff-engine save"),
+        (a, "agent --resident|handoff-engine save"),
+        (b, "agent --resident"),
+        (b, "handoff-engine load"),
+        (b, "agent --resident|handoff-engine load"),
     ] {
         a.sh("rm -f /tmp/report.json; netmig-user migrate --handoff echo --to ssh://b --report /tmp/report.json </dev/null >/tmp/migrate.log 2>&1 &")
             .expect("started");
         b.wait_for("test -e /tmp/loading", Duration::from_secs(60))
             .unwrap_or_else(|e| panic!("{victims}: {e}\n{}", echo.0.logs()));
-        a.sh(&format!("pkill -9 -f '[n]etmig-user ({victims})'"))
+        host.sh(&format!("pkill -9 -f '[n]etmig-user ({victims})'"))
             .unwrap_or_else(|e| panic!("{victims}: {e}\n{}", echo.0.logs()));
         b.run(&["rm", "/tmp/loading"]).expect("removed");
         // Whoever asks for an agent starts the next one.

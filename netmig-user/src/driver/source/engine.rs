@@ -52,7 +52,8 @@ impl Steps {
             return Ok(None);
         }
         let mut why = vec![format!(
-            "the runtime's checkpoint ended with {status:?}: {}",
+            "{} ended with {status:?}: {}",
+            kit.words()[0],
             job.stderr()
         )];
         why.extend(kit.why(5));

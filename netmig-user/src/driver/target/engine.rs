@@ -58,7 +58,8 @@ impl Steps {
             return Ok(None);
         }
         let mut why = vec![format!(
-            "the runtime's restore ended with {status:?}: {}",
+            "{} ended with {status:?}: {}",
+            kit.words()[1],
             job.stderr()
         )];
         why.extend(kit.why(5));

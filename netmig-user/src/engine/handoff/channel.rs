@@ -1,6 +1,7 @@
 //! One end of a handoff connection: frames with descriptors over a unix stream socket, and states as a whole.
 use std::{
     io::{self, IoSlice, IoSliceMut, Read, Write},
+    net::Shutdown,
     os::{
         fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::net::UnixStream,
@@ -258,6 +259,17 @@ impl Channel {
             if left.is_some_and(|left| left.is_zero()) {
                 return Ok(false);
             }
+        }
+    }
+
+    /// Ends the connection, whoever else has it. What was sent is still read at the other end.
+    ///
+    /// # Errors
+    /// That of shutdown(2); a connection that is gone is none.
+    pub fn close(&self) -> io::Result<()> {
+        match self.0.shutdown(Shutdown::Both) {
+            Err(e) if e.kind() != io::ErrorKind::NotConnected => Err(e),
+            _ => Ok(()),
         }
     }
 
@@ -523,6 +535,18 @@ mod tests {
         let limit = Deadline::within(Duration::from_millis(20));
         assert!(matches!(a.receive::<Say>(limit), Err(Error::Silent(_))));
         assert!(!a.hung_up(Some(Duration::from_millis(20))).expect("a look"));
+    }
+
+    #[test]
+    fn the_last_word_is_read_before_the_end() {
+        let (a, b) = pair();
+        let b = Channel::new(b);
+        b.send(&Say::Ready, soon()).expect("a late answer");
+        a.send(&Told::Resume, soon()).expect("said");
+        a.again().expect("a duplicate").close().expect("closed");
+        assert_eq!(b.receive::<Told>(soon()).expect("the word"), Told::Resume);
+        assert!(matches!(b.receive::<Told>(soon()), Err(Error::Closed)));
+        a.close().expect("closed already");
     }
 
     #[test]

@@ -216,6 +216,10 @@ impl Engine for Kit {
         Ok(stand_by(container, created, given_up)?)
     }
 
+    fn words(&self) -> [&'static str; 2] {
+        ["the handoff at the source", "the handoff at the target"]
+    }
+
     fn checkpoint_command(&self, _: &Container) -> Result<Command, super::Error> {
         Ok(self.helper("save"))
     }

@@ -118,12 +118,16 @@ impl Program {
         Ok(channel)
     }
 
-    /// Tells it something that it need not answer.
+    /// The move is off: tells it so, and ends the connection. What it may still say to this move must not be heard by the next one; it
+    /// registers anew.
     ///
     /// # Errors
     /// It does not take it.
-    pub fn tell(&self, told: &Told) -> Result<(), super::channel::Error> {
-        self.channel()?.send(told, Deadline::within(WORD))
+    pub fn resume(&self) -> Result<(), super::channel::Error> {
+        let channel = self.channel()?;
+        let told = channel.send(&Told::Resume, Deadline::within(WORD));
+        channel.close()?;
+        told
     }
 
     /// It lives elsewhere: tells it to leave, and ends it if it does not. What could not be done as it should, in words.
@@ -131,7 +135,8 @@ impl Program {
         if !self.lives() {
             return None;
         }
-        let told = self.tell(&Told::Leave);
+        let leave = |channel: Channel| channel.send(&Told::Leave, Deadline::within(WORD));
+        let told = self.channel().map_err(Into::into).and_then(leave);
         let end = std::time::Instant::now() + LEAVE;
         while self.lives() {
             if std::time::Instant::now() < end && told.is_ok() {
