@@ -1,9 +1,11 @@
-"""Checked echoes over connections that are kept, until standard input ends: echoes.py HOST...
+"""Checked echoes over connections that are kept, until standard input ends: echoes.py IDLE HOST...
+
+IDLE more connections ask once at the beginning and once at the end.
 
 Every answer is the number of the line in its connection and the line. A connection that breaks is not opened again. Prints `ready`, at the end
 how many echoes were checked, how many datagrams were answered, and the longest pause in ms."""
-import os
 import random
+import resource
 import socket
 import sys
 import threading
@@ -71,11 +73,26 @@ def call(host, port):
     datagrams.append(got)
 
 
+hosts = sys.argv[2:]
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+idle = [socket.create_connection((hosts[n % len(hosts)], 7000), timeout=30) for n in range(int(sys.argv[1]))]
+
+
+def round_of_idle(number):
+    for n, connection in enumerate(idle):
+        connection.sendall(b"idle %d\n" % n)
+    for n, connection in enumerate(idle):
+        answer = connection.makefile("rb").readline()
+        if answer != b"%d idle %d\n" % (number, n):
+            errors.append(f"idle connection {n}: {answer!r} in round {number}")
+
+
+round_of_idle(1)
 threads = []
-for host in sys.argv[1:]:
+for host in hosts:
     threads += [threading.Thread(target=ask, args=(host, 7000, longest)) for longest in (50, 51, 52, 20_000, 400_000)]
     threads.append(threading.Thread(target=call, args=(host, 7000)))
-threads.append(threading.Thread(target=ask, args=(sys.argv[1], 7001, 60)))
+threads.append(threading.Thread(target=ask, args=(hosts[0], 7001, 60)))
 for thread in threads:
     thread.start()
 for _ in threads:
@@ -86,6 +103,7 @@ if not errors:
 stop.set()
 for thread in threads:
     thread.join()
+round_of_idle(2)
 if errors or 0 in lines + datagrams:
     sys.exit(f"{errors} {lines} {datagrams}")
 print(f"lines {sum(lines)} datagrams {sum(datagrams)} pause {max(pauses) * 1e3:.0f}", flush=True)

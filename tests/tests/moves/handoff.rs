@@ -14,6 +14,8 @@ const PROGRAM: &str = "/usr/bin/handoff-echo";
 /// How the program says it is started at a target.
 const COMMAND: &str = "/srv/echo";
 const ADDRESSES: [&str; 2] = ["192.0.2.30", "2001:db8::30"];
+/// Connections that only ask before and after.
+const IDLE: usize = 600;
 const AROUND: Duration = Duration::from_millis(500);
 
 /// A namespace on the segment.
@@ -154,8 +156,9 @@ struct Clients {
 }
 
 impl Clients {
-    fn start(host: &NamespaceHost) -> Self {
-        let mut argv = vec!["python3", "/tmp/echoes.py"];
+    fn start(host: &NamespaceHost, idle: usize) -> Self {
+        let idle = idle.to_string();
+        let mut argv = vec!["python3", "/tmp/echoes.py", &idle];
         argv.extend(ADDRESSES);
         let mut process = host
             .spawn(&Cmd::new(argv).stdin(Input::Pipe))
@@ -192,7 +195,8 @@ impl Clients {
 #[test]
 fn an_echo_server_moves_there_and_back_with_its_connections() {
     let echo = Echo::up("handoff");
-    let clients = Clients::start(echo.0.peer());
+    // More than fit into one frame of descriptors.
+    let clients = Clients::start(echo.0.peer(), IDLE);
     let looked = echo
         .0
         .a()
@@ -228,13 +232,13 @@ fn an_echo_server_moves_there_and_back_with_its_connections() {
             .iter()
             .filter(|row| row["class"] == "tcp-established")
             .count();
-        assert!(moves >= 11, "{report:#}");
+        assert_eq!(moves, 11 + IDLE, "{report:#}");
         echo.lives_only_on(echo.0.other(from));
         thread::sleep(AROUND);
     }
     println!("{}", clients.end_clean(&echo.0));
     // New connections too.
-    Clients::start(echo.0.peer()).end_clean(&echo.0);
+    Clients::start(echo.0.peer(), 0).end_clean(&echo.0);
     echo.0.nothing_is_left();
 }
 
@@ -242,7 +246,7 @@ fn an_echo_server_moves_there_and_back_with_its_connections() {
 fn a_server_that_cannot_be_taken_over_stays() {
     let echo = Echo::up("handoff-kept");
     let (a, b) = (echo.0.a(), echo.0.b());
-    let clients = Clients::start(echo.0.peer());
+    let clients = Clients::start(echo.0.peer(), 5);
 
     b.run(&["rm", COMMAND]).expect("removed");
     let refused = echo.migrate(a, "echo");
@@ -305,7 +309,7 @@ fn a_server_that_cannot_be_taken_over_stays() {
 fn a_server_whose_helpers_die_goes_on_where_it_was() {
     let echo = Echo::up("handoff-faults");
     let (a, b) = (echo.0.a(), echo.0.b());
-    let clients = Clients::start(echo.0.peer());
+    let clients = Clients::start(echo.0.peer(), 5);
     // It takes everything, is silent for a while, and refuses.
     echo.cannot_load(b, "exec python3 /tmp/handing.py echo slow-loading");
     for (host, victims) in [
