@@ -20,11 +20,15 @@ pub const REDIRECTED: u32 = 0;
 /// Index in map `ORDER`: those of them that user space is done with, put in or given up.
 pub const DONE: u32 = 1;
 
+/// Bit of [`Settings::drain`]: in `drain`, inbound datagrams go to the hold of their device, if it has one.
+pub const HOLD_DATAGRAMS: u32 = 1 << 2;
+
 /// What steers the programs besides the mode word. Read only outside of mode `pass`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// Bit n set: in `drain`, windows that travel in direction n ([`Direction`]) are rewritten for flows without a hint.
+    /// Bit n set: in `drain`, windows that travel in direction n ([`Direction`]) are rewritten for flows without a hint. [`HOLD_DATAGRAMS`] is another
+    /// bit.
     pub drain: u32,
     /// Counts the drains of this gate; what was seen of a connection in an earlier one does not hold any more.
     pub round: u32,

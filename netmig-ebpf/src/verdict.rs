@@ -4,11 +4,13 @@ use aya_ebpf::{
     helpers::{bpf_ktime_get_boot_ns, bpf_redirect},
     programs::TcContext,
 };
-use netmig_common::{DONE, Direction, FlowKey, Mode, ModeWord, Protocol, REDIRECTED, Tally};
+use netmig_common::{
+    DONE, Direction, FlowKey, HOLD_DATAGRAMS, Mode, ModeWord, Protocol, REDIRECTED, Tally,
+};
 
 use crate::{
     drain,
-    maps::{HOLDS, MODE, ORDER, TALLIES},
+    maps::{HOLDS, MODE, ORDER, SETTINGS, TALLIES},
     packet,
 };
 
@@ -26,6 +28,9 @@ pub fn link(ctx: &TcContext, direction: Direction) -> i32 {
     match ModeWord::mode_bits(word) {
         PASSES | EXPIRED => pass(ctx, tally),
         DRAINS => {
+            if let Some(verdict) = datagram(ctx, direction, tally) {
+                return verdict;
+            }
             drain::segment(ctx, direction, tally);
             pass(ctx, tally)
         }
@@ -167,6 +172,21 @@ fn closed(ctx: &TcContext, direction: Direction, tally: &mut Tally, word: u64) -
         return verdict;
     }
     drop_packet(ctx, tally, protocol)
+}
+
+/// Holds an inbound datagram in `drain`, where that is asked for: tasks that are being stopped read nothing, and a receive buffer is soon full.
+#[inline(always)]
+fn datagram(ctx: &TcContext, direction: Direction, tally: &mut Tally) -> Option<i32> {
+    if !matches!(direction, Direction::Inbound) || SETTINGS.get(0)?.drain & HOLD_DATAGRAMS == 0 {
+        return None;
+    }
+    let mut key = FlowKey::default();
+    let protocol = packet::parse(ctx, direction, &mut key).protocol;
+    if protocol == Protocol::Udp as u32 {
+        hold(ctx, tally, protocol)
+    } else {
+        None
+    }
 }
 
 #[inline(always)]

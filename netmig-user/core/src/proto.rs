@@ -42,6 +42,8 @@ pub enum Channel {
         /// Arguments that the source's rsync wants to give to `rsync --server`.
         args: Vec<String>,
     },
+    /// Held packets from source to target, and marks both ways.
+    Hold,
 }
 
 /// The durable word of one side, read from its journal: all that may be concluded after a crash.
@@ -101,6 +103,8 @@ pub enum ToTarget {
     },
     /// Step 9: everything at the source is undone or gone, the record may be closed.
     Finish,
+    /// Step 4: the freeze begins, and what is left to send takes a moment only: the engine may be started, as far as it goes without images.
+    Freezing,
 }
 
 /// From target to source.

@@ -4,7 +4,10 @@
 //! `NETMIG_BLESS=1 cargo test -p netmig-core --test golden_v1` writes the files anew.
 use bytes::{Bytes, BytesMut};
 use netmig_core::{
-    frame::{Chunk, Codec, FileBegin, FileEnd, FileGot, Frame},
+    frame::{
+        Chunk, Codec, FileBegin, FileEnd, FileGot, Frame, Held, HeldPacket, HoldBegin, HoldDone,
+        HoldMark, HoldPoint,
+    },
     id::{Epoch, Life, MoveId},
     journal,
     machine::{source, target},
@@ -120,6 +123,38 @@ fn frames() -> Vec<Frame> {
         Frame::FileGot(FileGot {
             path: "criu/pages-1.img".parse().unwrap(),
             length: 4100,
+        }),
+        hello(Channel::Hold, None),
+        Frame::HoldBegin(HoldBegin {
+            limit: 64 << 20,
+            barrier_us: 20_000,
+        }),
+        Frame::Held(Held {
+            packets: vec![
+                HeldPacket {
+                    link: 1,
+                    data: Bytes::from_static(b"header....and an Ethernet frame"),
+                },
+                HeldPacket {
+                    link: 2,
+                    data: Bytes::from_static(b"and one on another link"),
+                },
+            ],
+        }),
+        Frame::HoldMark(HoldMark {
+            point: HoldPoint::Announced,
+            packets: 300,
+        }),
+        Frame::HoldMark(HoldMark {
+            point: HoldPoint::Ended,
+            packets: 301,
+        }),
+        Frame::HoldDone(HoldDone {
+            received: 301,
+            direct: 5,
+            replayed: 306,
+            dropped: [0, 1, 2, 3],
+            late: true,
         }),
     ]
 }

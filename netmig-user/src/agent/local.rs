@@ -72,6 +72,10 @@ pub struct MoveSpec {
     pub max_blackout_ms: Option<u64>,
     /// The gate's lease in ms.
     pub lease_ms: u64,
+    /// Bytes of packets held at most during the blackout; 0: none.
+    pub hold_limit: u64,
+    /// How long packets that come to the target wait, after its opening, for those that still come to the source; in ms.
+    pub barrier_limit_ms: u64,
     /// Remove the container at the source after the move, instead of keeping its record.
     pub remove_source: bool,
     /// Stop after the plan.

@@ -141,6 +141,12 @@ pub struct Migrate {
     /// Before the grant, the gate opens by itself when the agent has been silent for so long
     #[arg(long, value_name = "MS", default_value_t = 10_000)]
     pub lease: u64,
+    /// Most bytes of packets that are held during the blackout, to be delivered after it: 4096, 64K, 64M, 1G; 0: they are dropped
+    #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = bytes)]
+    pub hold_limit: u64,
+    /// How long packets that come to the target wait, once it is open, for those that still come to the source
+    #[arg(long, value_name = "MS", default_value_t = 20)]
+    pub barrier_limit: u64,
     /// Write the report (JSON, netmig.report/1) to a file
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
@@ -286,6 +292,23 @@ pub fn named<'a>(
         .or(of(Manager::Runc, runc))
         .or(of(Manager::Crun, crun))
         .or(of(Manager::Bare, handoff))
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "K" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        other => return Err(format!("{other:?} is none of K, M, G")),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| format!("{text:?} is not a number of bytes"))?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| format!("{text} is more than a hold can have"))
 }
 
 fn mount(text: &str) -> Result<(PathBuf, MountFate), String> {

@@ -19,7 +19,10 @@ pub fn called(mv: MoveId, path: &Path) -> ExitCode {
         Some("netavark") => shim::netavark(path, &args, |call| {
             ask(Greeting::Netavark(mv, call.clone()))
         }),
-        _ => shim::main(path, &args),
+        _ => shim::main(path, &args, || {
+            let reply: HookReply = ask(Greeting::Hook(mv, HookCall::images()))?;
+            Ok(reply.code == 0)
+        }),
     }
 }
 

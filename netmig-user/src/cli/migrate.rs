@@ -61,6 +61,8 @@ fn spec(args: &args::Migrate) -> Result<MoveSpec> {
     Ok(MoveSpec {
         drain_limit_ms: args.drain_limit,
         lease_ms: args.lease,
+        hold_limit: args.hold_limit,
+        barrier_limit_ms: args.barrier_limit,
         remove_source: args.source == "remove",
         dry_run: args.dry_run,
         ..base(manager, name, &args.how)?
@@ -94,6 +96,8 @@ fn base(
         drain_limit_ms: 200,
         max_blackout_ms: how.max_blackout,
         lease_ms: 10_000,
+        hold_limit: 64 << 20,
+        barrier_limit_ms: 20,
         remove_source: false,
         dry_run: false,
         env: FOR_SSH

@@ -7,6 +7,7 @@ use netmig_core::id::{Epoch, Life};
 pub mod bulk;
 pub mod clock;
 pub mod feed;
+pub mod hold;
 pub mod journal;
 pub mod look;
 pub mod points;

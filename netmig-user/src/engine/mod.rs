@@ -19,6 +19,7 @@ pub mod criu;
 pub mod facts;
 pub mod handoff;
 pub mod job;
+pub mod memory;
 pub mod task;
 
 /// Making an engine ready failed.
@@ -70,13 +71,20 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// The engine's.
     fn collect_extras(&self, container: &Container) -> Result<(), Error>;
 
-    /// At the target, when all images have arrived: makes them fit the container that [`crate::runtime::Runtime::create`] made.
+    /// At the target, before the restore is started: what its runtime looks for in its own record.
     ///
     /// # Errors
     /// The engine's.
-    fn stage_restore(&self, created: &CreatedContainer) -> Result<(), Error>;
+    fn stage_record(&self, created: &CreatedContainer) -> Result<(), Error>;
 
-    /// The command that restores the container from the images; [`Engine::stage_restore`] comes before it.
+    /// At the target, when all images have arrived and the restore waits for them ([`criu::hook::Action::Images`]): makes them fit the container
+    /// that [`crate::runtime::Runtime::create`] made.
+    ///
+    /// # Errors
+    /// The engine's.
+    fn stage_images(&self, created: &CreatedContainer) -> Result<(), Error>;
+
+    /// The command that restores the container from the images; [`Engine::stage_record`] comes before it.
     ///
     /// It ends with 0 when the container runs, with another code when the restore failed and nothing runs.
     ///

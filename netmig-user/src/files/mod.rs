@@ -6,6 +6,7 @@
 //! First everything is copied while the container runs ([`Pass::Precopy`]), then, with its tasks frozen, the difference ([`Pass::Final`]). rsync takes a file
 //! with the same size and modification time for unchanged. That is wrong for files that a task has mapped and writes to without a system call: the kernel
 //! sets their time only at the first write to a clean page (`file_update_time` in `page_mkwrite`), so those are compared whole ([`Pass::Mapped`]).
+//! A tree without a change since its pre-copy ([`Moment::changed`]) needs no final copy.
 use std::{
     collections::{BTreeSet, HashSet},
     fs, io,
@@ -22,8 +23,10 @@ use crate::{
     runtime::{CreatedContainer, tool},
 };
 
+mod changed;
 mod mapped;
 
+pub use changed::Moment;
 pub use mapped::mapped;
 
 /// A tree of files that travels.

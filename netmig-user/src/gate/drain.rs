@@ -4,7 +4,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netmig_common::{Direction, FlowHint, FlowKey, FlowState, Mode, SCALE_UNKNOWN, Settings};
+use netmig_common::{
+    Direction, FlowHint, FlowKey, FlowState, HOLD_DATAGRAMS, Mode, SCALE_UNKNOWN, Settings,
+};
 use netmig_core::id::Epoch;
 use nix::time::{ClockId, clock_gettime};
 
@@ -114,7 +116,23 @@ impl Gate {
     /// # Errors
     /// If the map cannot be written.
     pub fn drain_all(&self, stop_peer: bool, stop_container: bool) -> Result<(), Error> {
-        self.set(|settings| settings.drain = u32::from(stop_container) | u32::from(stop_peer) << 1)
+        self.set(|settings| {
+            settings.drain = settings.drain & HOLD_DATAGRAMS
+                | u32::from(stop_container)
+                | u32::from(stop_peer) << 1;
+        })
+    }
+
+    /// In `drain`, datagrams to the container go to the hold of their device from now on (or not): for the time in which its tasks are
+    /// stopped one after the other, and read no more.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn hold_datagrams(&self, hold: bool) -> Result<(), Error> {
+        self.set(|settings| {
+            settings.drain &= !HOLD_DATAGRAMS;
+            settings.drain |= if hold { HOLD_DATAGRAMS } else { 0 };
+        })
     }
 
     pub(super) fn settings(&self) -> Result<Settings, Error> {

@@ -26,7 +26,7 @@ mod word;
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -46,8 +46,8 @@ pub struct Gate {
     mv: MoveId,
     side: Side,
     pins: PathBuf,
-    word: Word,
-    order: Shared,
+    word: Arc<Word>,
+    order: Arc<Shared>,
     settings: Mutex<Array<MapData, Settings>>,
     tallies: PerCpuArray<MapData, Tally>,
     holds: Mutex<HashMap<MapData, u32, u32>>,
@@ -139,8 +139,8 @@ impl Gate {
             mv,
             side,
             pins: pins.to_owned(),
-            word: Word::map(&object::map_data(pins, "MODE")?)?,
-            order: Shared::map(&object::map_data(pins, "ORDER")?, 2)?,
+            word: Arc::new(Word::map(&object::map_data(pins, "MODE")?)?),
+            order: Arc::new(Shared::map(&object::map_data(pins, "ORDER")?, 2)?),
             settings: Mutex::new(object::map(pins, "SETTINGS")?),
             tallies: object::map(pins, "TALLIES")?,
             holds: Mutex::new(object::map(pins, "HOLDS")?),

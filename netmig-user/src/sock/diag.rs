@@ -182,11 +182,24 @@ fn dump(
     what: &'static str,
     each: &mut dyn FnMut(&[u8]) -> Option<()>,
 ) -> Result<bool, Error> {
+    ask(&open(what)?, request, what, each)
+}
+
+/// A socket for questions about the caller's network namespace, from wherever it is used afterwards.
+pub(super) fn open(what: &'static str) -> Result<Socket, Error> {
+    Socket::new(NETLINK_SOCK_DIAG).map_err(|source| Error::Diag { what, source })
+}
+
+fn ask(
+    socket: &Socket,
+    request: &[u8],
+    what: &'static str,
+    each: &mut dyn FnMut(&[u8]) -> Option<()>,
+) -> Result<bool, Error> {
     let failed = |source| Error::Diag { what, source };
     let malformed = || Error::Malformed {
         what: format!("sock_diag's answer about {what}"),
     };
-    let socket = Socket::new(NETLINK_SOCK_DIAG).map_err(failed)?;
     let mut message = Vec::with_capacity(16 + request.len());
     message.extend_from_slice(
         &u32::try_from(16 + request.len())
@@ -248,6 +261,27 @@ pub(super) fn tcp_infos() -> Result<Vec<super::flows::Seen>, Error> {
         })?;
     }
     Ok(seen)
+}
+
+/// Every UDP socket, and how many bytes its receive buffer holds and takes: `SK_MEMINFO_RMEM_ALLOC`, `SK_MEMINFO_RCVBUF`.
+pub(super) fn udp_memory(socket: &Socket) -> Result<Vec<(Found, u32, u32)>, Error> {
+    const INET_DIAG_SKMEMINFO: u8 = 7;
+    let mut found = Vec::new();
+    for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
+        let mut request = inet_request(family, libc::IPPROTO_UDP as u32);
+        request[2] = 1 << (INET_DIAG_SKMEMINFO - 1);
+        ask(socket, &request, "UDP sockets", &mut |body| {
+            let wanted = u16::from(INET_DIAG_SKMEMINFO);
+            let (_, memory) = attributes(body.get(72..)?).find(|(kind, _)| *kind == wanted)?;
+            found.push((
+                inet(Kind::Udp, body)?,
+                u32_at(memory, 0)?,
+                u32_at(memory, 4)?,
+            ));
+            Some(())
+        })?;
+    }
+    Ok(found)
 }
 
 fn inet_request(family: u8, protocol: u32) -> Vec<u8> {

@@ -17,6 +17,7 @@ pub mod option;
 mod pair;
 mod procnet;
 mod rebuilt;
+mod room;
 mod rows;
 mod tcp;
 mod udp;
@@ -35,6 +36,7 @@ pub use self::{
     kept::Kept,
     make::{Made, make, portable},
     rebuilt::{Opened, Rebuilt},
+    room::{Room, Rooms},
 };
 use crate::sys::netns::within;
 

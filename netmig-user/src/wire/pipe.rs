@@ -217,8 +217,14 @@ fn kind(frame: &Frame) -> &'static str {
         Frame::Hello(_) => "a hello",
         Frame::ToTarget(_) => "a message to a target",
         Frame::ToSource(_) => "a message to a source",
-        Frame::FileBegin(_) | Frame::Chunk(_) | Frame::FileEnd(_) | Frame::FileGot(_) => {
-            "a frame of the bulk connection"
+        Frame::FileBegin(_)
+        | Frame::Chunk(_)
+        | Frame::FileEnd(_)
+        | Frame::FileGot(_)
+        | Frame::Pages(_)
+        | Frame::PageRefs(_) => "a frame of the bulk connection",
+        Frame::HoldBegin(_) | Frame::Held(_) | Frame::HoldMark(_) | Frame::HoldDone(_) => {
+            "a frame of the connection for held packets"
         }
     }
 }

@@ -12,6 +12,8 @@ use super::{Direction, Kind, Outcome, failure::Failures, pattern, pauses::Pauses
 
 const SIZE: usize = 128;
 const SEED: u64 = 0x7564_7000;
+/// Receive buffer of a client in bytes, and what a server asks for.
+const BUFFER: usize = 16 << 20;
 /// How long the first echo may take.
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// After the last datagram, how long a silence ends the wait for late echoes.
@@ -40,7 +42,10 @@ pub fn echo(socket: &UdpSocket, stop: &Stop) -> io::Result<()> {
 /// # Errors
 /// The port is in use.
 pub fn bind_echo(port: u16) -> io::Result<UdpSocket> {
-    UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?;
+    // As much as an unprivileged program may have: on a busy machine it does not run for a while.
+    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBuf, &BUFFER)?;
+    Ok(socket)
 }
 
 #[derive(Debug, Default)]
@@ -71,6 +76,8 @@ pub fn flow(
     };
     let socket = UdpSocket::bind(any)?;
     socket.connect(to)?;
+    // What was late comes at once: it must not be lost here.
+    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &BUFFER)?;
     wait_for_echo(&socket)?;
     ready()?;
     let mut seen = Seen::default();

@@ -36,10 +36,6 @@ impl Faults {
         let story = Story::up(name);
         let container = Container::new(How::Podman("crun"));
         story.start(story.a(), &container);
-        for host in [story.a(), story.b()] {
-            host.write("/tmp/catch.py", CATCH.as_bytes(), 0o755)
-                .expect("written");
-        }
         Self { story, container }
     }
 
@@ -106,18 +102,6 @@ impl Faults {
         }
     }
 
-    /// A killer of `victim` at CRIU's `moment` on `host`, before a move begins.
-    fn catch(host: &NamespaceHost, moment: &str, victim: &str) -> Catcher {
-        let mut process = host
-            .spawn(&Cmd::new(["python3", "/tmp/catch.py", moment, victim]))
-            .expect("a catcher");
-        let mut lines = BufReader::new(process.stdout.take().expect("its output"));
-        let mut line = String::new();
-        lines.read_line(&mut line).expect("a line");
-        assert_eq!(line.trim(), "ready");
-        Catcher { process, lines }
-    }
-
     /// As [`Faults::one`]: `victim` is killed at CRIU's `moment`, on the source for moments of a dump, else on the target.
     fn killed_at(&self, moment: &str, victim: &str, ends: Ends) {
         let source = self.home();
@@ -127,7 +111,7 @@ impl Faults {
         } else {
             self.story.other(source)
         };
-        let mut catcher = Self::catch(host, moment, victim);
+        let mut catcher = Catcher::set(host, moment, victim);
         self.one(
             &format!("{victim} killed at {moment}"),
             &[],
@@ -138,13 +122,27 @@ impl Faults {
 }
 
 /// A killer in a host.
-struct Catcher {
+pub struct Catcher {
     process: Process,
     lines: BufReader<Box<dyn Read + Send>>,
 }
 
 impl Catcher {
-    fn caught(&mut self) {
+    /// One that kills `victim` at CRIU's `moment` on `host`, before a move begins.
+    pub fn set(host: &NamespaceHost, moment: &str, victim: &str) -> Self {
+        host.write("/tmp/catch.py", CATCH.as_bytes(), 0o755)
+            .expect("written");
+        let mut process = host
+            .spawn(&Cmd::new(["python3", "/tmp/catch.py", moment, victim]))
+            .expect("a catcher");
+        let mut lines = BufReader::new(process.stdout.take().expect("its output"));
+        let mut line = String::new();
+        lines.read_line(&mut line).expect("a line");
+        assert_eq!(line.trim(), "ready");
+        Self { process, lines }
+    }
+
+    pub fn caught(&mut self) {
         let status = self
             .process
             .wait_for(Duration::from_secs(60))

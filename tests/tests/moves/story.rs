@@ -180,6 +180,11 @@ impl Story {
 
     /// Starts the container on `host` and waits until its redis answers.
     pub fn start(&self, host: &dyn Host, container: &Container) {
+        self.start_with(host, container, &["/bin/redis-server", "/etc/redis.conf"]);
+    }
+
+    /// As [`Story::start`], with another first process under podman.
+    pub fn start_with(&self, host: &dyn Host, container: &Container, command: &[&str]) {
         match container.how {
             How::Podman(runtime) => {
                 let network = format!(
@@ -188,7 +193,7 @@ impl Story {
                     container.ipv6(),
                     container.mac()
                 );
-                let run = [
+                let mut run = vec![
                     "podman",
                     "--runtime",
                     runtime,
@@ -199,9 +204,8 @@ impl Story {
                     "--network",
                     &network,
                     self.image(),
-                    "/bin/redis-server",
-                    "/etc/redis.conf",
                 ];
+                run.extend(command);
                 host.run(&run).expect("a container");
             }
             How::Runc | How::Crun => bundle::start(host, container, self.image()),
@@ -252,7 +256,12 @@ impl Story {
                 name,
             });
         }
-        let running = Running::start(self.lab.peer(), PEER_PROGRAM, &clients).expect("clients");
+        self.load_with(container, &clients)
+    }
+
+    /// As [`Story::load`], with these clients.
+    pub fn load_with(&self, container: &Container, clients: &[Client]) -> Loaded<'_> {
+        let running = Running::start(self.lab.peer(), PEER_PROGRAM, clients).expect("clients");
         running.wait_warm(PATIENCE).expect("warm clients");
         Loaded {
             story: self,
@@ -409,7 +418,10 @@ impl Story {
                 if left.is_empty() {
                     break;
                 }
-                let known = host.run(&["netmig-user", "recover"]).expect("recover");
+                // The agent that is asked may be one that is just being killed.
+                let known = host
+                    .run(&["netmig-user", "recover"])
+                    .unwrap_or_else(|e| e.to_string());
                 assert!(
                     Instant::now() < end,
                     "left on {}:\n{left}\n{known}\n{}",

@@ -1,5 +1,5 @@
 //! Frames to bytes and back.
-use super::{CHUNK_LIMIT, Chunk, Frame};
+use super::{CHUNK_LIMIT, Chunk, Frame, HELD_LIMIT, Held, PAGE, RUNS_LIMIT};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
 use std::io;
@@ -37,11 +37,23 @@ pub enum Kind {
     FileEnd = 6,
     /// [`Frame::FileGot`]
     FileGot = 7,
+    /// [`Frame::HoldBegin`]
+    HoldBegin = 8,
+    /// [`Frame::Held`]
+    Held = 9,
+    /// [`Frame::HoldMark`]
+    HoldMark = 10,
+    /// [`Frame::HoldDone`]
+    HoldDone = 11,
+    /// [`Frame::Pages`]
+    Pages = 12,
+    /// [`Frame::PageRefs`]
+    PageRefs = 13,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 13] = [
         Self::Hello,
         Self::ToTarget,
         Self::ToSource,
@@ -49,6 +61,12 @@ impl Kind {
         Self::Chunk,
         Self::FileEnd,
         Self::FileGot,
+        Self::HoldBegin,
+        Self::Held,
+        Self::HoldMark,
+        Self::HoldDone,
+        Self::Pages,
+        Self::PageRefs,
     ];
 
     /// Longest body in bytes.
@@ -60,7 +78,12 @@ impl Kind {
             Self::ToSource => 4 << 20,
             Self::FileBegin | Self::FileGot => 8 << 10,
             Self::Chunk => CHUNK_HEAD + CHUNK_LIMIT,
-            Self::FileEnd => 64,
+            Self::Held => HELD_LIMIT,
+            Self::HoldDone => 128,
+            Self::FileEnd | Self::HoldBegin | Self::HoldMark => 64,
+            Self::Pages => CHUNK_LIMIT,
+            // Two numbers of at most 5 bytes a run.
+            Self::PageRefs => 32 + RUNS_LIMIT * 10,
         }
     }
 
@@ -200,6 +223,12 @@ impl Encoder<&Frame> for Codec {
             Frame::FileBegin(body) => put(Kind::FileBegin, body, bytes),
             Frame::FileEnd(body) => put(Kind::FileEnd, body, bytes),
             Frame::FileGot(body) => put(Kind::FileGot, body, bytes),
+            Frame::HoldBegin(body) => put(Kind::HoldBegin, body, bytes),
+            Frame::HoldMark(body) => put(Kind::HoldMark, body, bytes),
+            Frame::HoldDone(body) => put(Kind::HoldDone, body, bytes),
+            Frame::Held(held) => put_parts(Kind::Held, &[&held.encode()], bytes),
+            Frame::PageRefs(body) => put(Kind::PageRefs, body, bytes),
+            Frame::Pages(data) => put_parts(Kind::Pages, &[data], bytes),
             Frame::Chunk(Chunk { file, offset, data }) => {
                 let mut head = [0; CHUNK_HEAD];
                 head[..4].copy_from_slice(&file.to_le_bytes());
@@ -238,6 +267,13 @@ fn parse(kind: Kind, body: Bytes) -> Result<Frame, Error> {
         Kind::FileBegin => Frame::FileBegin(understand(kind, &body)?),
         Kind::FileEnd => Frame::FileEnd(understand(kind, &body)?),
         Kind::FileGot => Frame::FileGot(understand(kind, &body)?),
+        Kind::HoldBegin => Frame::HoldBegin(understand(kind, &body)?),
+        Kind::HoldMark => Frame::HoldMark(understand(kind, &body)?),
+        Kind::HoldDone => Frame::HoldDone(understand(kind, &body)?),
+        Kind::Held => Frame::Held(Held::decode(body).ok_or(Error::Length { kind })?),
+        Kind::PageRefs => Frame::PageRefs(understand(kind, &body)?),
+        Kind::Pages if body.len().is_multiple_of(PAGE) => Frame::Pages(body),
+        Kind::Pages => return Err(Error::Length { kind }),
         Kind::Chunk => {
             let mut data = body;
             let wrong = |_| Error::Length { kind };

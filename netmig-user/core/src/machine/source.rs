@@ -19,7 +19,7 @@ pub struct Options {
     pub max_blackout_ms: Option<u64>,
     /// The gate's lease in ms: without an agent for so long before the grant, the gate opens by itself.
     pub lease_ms: u64,
-    /// Copies made while the container runs, at least 1.
+    /// Copies made while the container runs: at least 1, at most so many.
     pub precopy_rounds: u32,
     /// Without a link to the target for so long before the grant, the move is given up, in ms.
     pub link_limit_ms: u64,
@@ -36,7 +36,7 @@ impl Default for Options {
             drain_limit_ms: 200,
             max_blackout_ms: None,
             lease_ms: 3_000,
-            precopy_rounds: 1,
+            precopy_rounds: 5,
             link_limit_ms: 20_000,
             ask_ms: 2_000,
             parting_ms: 10_000,
@@ -56,7 +56,14 @@ pub enum Done {
     /// Nothing will start the container again by itself; how to re-arm is in the journal.
     Disarmed,
     /// A pre-copy round has been sent.
-    Round(u32),
+    Round {
+        /// Which.
+        round: u32,
+        /// Another one would spare more of the blackout than it costs.
+        more: bool,
+        /// How long it took in ms: what is left after the last one takes about as long, at most.
+        ms: u64,
+    },
     /// Quiet, or the limit was reached.
     Drained,
     /// Mode `closed` at every link and `lo`.
@@ -161,7 +168,7 @@ pub enum Action {
     Attach,
     /// Answer [`Done::Disarmed`].
     Disarm,
-    /// Copy files (and memory where the engine has rounds); answer [`Done::Round`].
+    /// Copy files, and memory as far as it has changed since the last round; answer [`Done::Round`].
     Precopy(u32),
     /// Mode `drain`; answer [`Done::Drained`].
     Drain,

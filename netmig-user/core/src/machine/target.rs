@@ -130,7 +130,10 @@ pub enum Action {
         /// Bytes.
         bytes: u64,
     },
-    /// Start the engine's restore; answers by `EngineRebuilt`.
+    /// The images will be whole soon: the engine's restore may be started, if it waits for [`Action::Rebuild`] before it reads one. No answer,
+    /// also if that fails.
+    Warm,
+    /// Start the engine's restore, or let it go on; answers by `EngineRebuilt`.
     Rebuild,
     /// Rebuild sockets behind the closed gate; answer [`Event::SocketsRebuilt`].
     RebuildSockets,

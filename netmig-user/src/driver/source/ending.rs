@@ -8,7 +8,7 @@ use std::{
 use netmig_common::Mode;
 use netmig_core::container::SourcePolicy;
 
-use super::steps::Steps;
+use super::{hold::Returning, steps::Steps};
 use crate::{
     agent::{local::Told, paths},
     engine::{cgroup, job::Job},
@@ -36,13 +36,9 @@ impl Steps {
         if let Some(kept) = kept {
             left.extend(kept.undo().iter().map(ToString::to_string));
         }
-        if let Some(gate) = &gate
-            && let Err(e) = gate
-                .reclaim(self.life.epoch)
-                .and_then(|_| gate.set_mode(Mode::Pass, self.life.epoch, None))
-        {
-            left.push(format!("opening the gate: {e}"));
-        }
+        let returning = gate
+            .as_ref()
+            .and_then(|gate| self.reopen_gate(gate, &mut left));
         self.state().reopened = Some(Instant::now());
         // Of another move of the same container nothing may be touched.
         let begun = Job::adopt(&self.job_dir()).is_some();
@@ -68,8 +64,31 @@ impl Steps {
                 left.push(e.to_string());
             }
         }
+        if let (Some(returning), Some(gate)) = (returning, &gate) {
+            left.extend(returning.finish(gate, self.life.epoch));
+        }
         self.detach(gate, &mut left);
         left
+    }
+
+    /// The gate passes again, what was held first. What is delivered goes on beside: datagrams wait for tasks that read them.
+    fn reopen_gate(&self, gate: &Gate, left: &mut Vec<String>) -> Option<Returning> {
+        let held = gate
+            .reclaim(self.life.epoch)
+            .map_err(anyhow::Error::from)
+            .and_then(|()| self.return_held(gate));
+        let opened = match held {
+            Ok(Some(returning)) => return Some(returning),
+            Ok(None) => gate.set_mode(Mode::Pass, self.life.epoch, None),
+            Err(e) => {
+                left.push(format!("held packets are dropped: {e:#}"));
+                gate.set_mode(Mode::Pass, self.life.epoch, None)
+            }
+        };
+        if let Err(e) = opened {
+            left.push(format!("opening the gate: {e}"));
+        }
+        None
     }
 
     /// The container lives at the target: its processes here end behind the closed gate, its record is kept or removed, its network goes.
@@ -79,6 +98,10 @@ impl Steps {
         let mut left = Vec::new();
         self.stop_streams();
         let gate = self.take_gate();
+        let hold = self.state().hold.clone();
+        if let Some(hold) = &hold {
+            hold.hand_over();
+        }
         // Orphans would hold the connections' addresses until their retries are over, and a move back could not bind them.
         let kept = self.state().kept.take();
         left.extend(
@@ -111,6 +134,9 @@ impl Steps {
             }
             Err(e) => left.push(e.to_string()),
         }
+        if let Some(hold) = &hold {
+            left.extend(hold.close(gate.as_ref()));
+        }
         if let Some(netns) = container.netns.as_ref().filter(|path| path.exists()) {
             let (links, network, ours) = {
                 let state = self.state();
@@ -133,6 +159,10 @@ impl Steps {
     /// Nothing of the move is needed any more on this host but its record.
     pub fn forget(&self) -> Vec<String> {
         let mut left = Vec::new();
+        let hold = self.state().hold.take();
+        if let Some(hold) = hold {
+            hold.stop(None);
+        }
         if let Some(container) = &self.state().container {
             let claim = paths::claims().join(&container.id);
             if fs::read_to_string(&claim).is_ok_and(|mv| mv == self.id.to_string())

@@ -84,7 +84,7 @@ impl Steps {
             while !stopped.load(Ordering::SeqCst) {
                 if images.grown()? {
                     feed.tell(Told::Bytes {
-                        sent: images.bytes(),
+                        sent: images.sent(),
                         total: None,
                     });
                 } else {
@@ -116,6 +116,7 @@ impl Steps {
             .join()
             .map_err(|_| anyhow::anyhow!("the thread that sends images panicked"))??;
         let (files, bytes) = images.rest()?;
+        self.state().image_bytes = images.sent();
         drop(images);
         let copying = self
             .state()
@@ -155,6 +156,10 @@ impl Steps {
 
     /// Lets the engine go on from `pre-dump` or `network-lock`.
     pub fn engine_go_on(&self) {
+        if let Err(e) = self.hold_datagrams() {
+            // Some may be lost in a receive buffer, no more.
+            warn!(mv = %self.id, "holding datagrams: {e:#}");
+        }
         if let Some(reply) = self.state().moment.take() {
             answer(reply, 0);
         }

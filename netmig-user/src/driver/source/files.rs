@@ -1,8 +1,8 @@
 //! What travels beside the image: files by rsync, and the connection for images.
-use std::{collections::BTreeMap, process::Stdio, sync::atomic::Ordering, thread};
+use std::{collections::BTreeMap, process::Stdio, sync::atomic::Ordering, thread, time::Instant};
 
 use anyhow::{Context, Result, bail};
-use netmig_core::{machine::source::Done, proto::Channel};
+use netmig_core::{machine::source::Done, proto::Channel, socket};
 use tokio::{net::UnixStream, sync::mpsc};
 use tracing::warn;
 
@@ -11,18 +11,62 @@ use super::{
     steps::{GLANCE, Steps},
 };
 use crate::{
-    agent::paths,
-    engine::task,
-    files::{self, Pass},
+    agent::{local::Told, paths},
+    engine::{memory, task},
+    files::{self, Moment, Pass},
     wire::pipe::Pipe,
 };
 
+/// Less than so many new bytes of memory are not worth another round: they go over in a few ms.
+const ENOUGH: u64 = 4 << 20;
+
 impl Steps {
-    /// Copies the files while everything runs.
+    /// Copies the files, once, and the memory that the target does not have, while everything runs.
     pub fn precopy(&self, round: u32) -> Result<Done> {
-        self.copy_files(false)?;
-        self.open_bulk()?;
-        Ok(Done::Round(round))
+        if self.state().images.is_none() {
+            self.copy_files(false)?;
+            self.open_bulk()?;
+            self.open_hold();
+        }
+        let begun = Instant::now();
+        let new = self.copy_memory()?;
+        let ms = begun.elapsed().as_millis();
+        let mut state = self.state();
+        let last = state.round.replace(new);
+        // A round that finds nearly as much as the one before races with the container and does not win.
+        let shrinks = last.is_none_or(|last| new < last / 4 * 3);
+        Ok(Done::Round {
+            round,
+            more: new > ENOUGH && shrinks,
+            ms: u64::try_from(ms).unwrap_or(u64::MAX),
+        })
+    }
+
+    /// Sends the pages that the target does not have yet. How many there were, in bytes.
+    fn copy_memory(&self) -> Result<u64> {
+        let container = self.container()?;
+        if container.manager.engine() == socket::Engine::Handoff {
+            // What such a program has in memory is its own matter until it saves itself.
+            return Ok(0);
+        }
+        let mut images = self
+            .state()
+            .images
+            .take()
+            .context("the connection for images has not been opened")?;
+        let before = images.sent();
+        for pid in task::tasks(container.init_pid)? {
+            memory::pages(pid, &self.over, &mut |pages| images.offer(pages))
+                .with_context(|| format!("reading the memory of process {pid}"))?;
+            self.feed.tell(Told::Bytes {
+                sent: images.sent(),
+                total: None,
+            });
+        }
+        images.flush()?;
+        let new = images.sent() - before;
+        self.state().images = Some(images);
+        Ok(new)
     }
 
     /// The connection for images, opened while there is time.
@@ -32,6 +76,7 @@ impl Steps {
             .kit
             .clone()
             .context("the engine has not been made ready")?;
+        let ahead = bulk::ahead(self.state().memory_bytes);
         let (frames, mut queue) = mpsc::channel(64);
         let connection = self.dialer.dial_bulk()?;
         let hello = self.hello(Channel::Bulk);
@@ -53,7 +98,7 @@ impl Steps {
                 );
             }
         });
-        self.state().images = Some(bulk::Sender::new(kit.images(), frames));
+        self.state().images = Some(bulk::Sender::new(kit.images(), frames, ahead));
         Ok(())
     }
 
@@ -75,11 +120,23 @@ impl Steps {
             if self.over.load(Ordering::SeqCst) {
                 bail!("the move is being given up");
             }
-            self.copy(
-                &place,
-                if frozen { Pass::Final } else { Pass::Precopy },
-                &transport,
-            )?;
+            if !frozen {
+                let moment = Moment::now();
+                if self.copy(&place, Pass::Precopy, &transport)? {
+                    self.state().copied.insert(place.tree, moment);
+                }
+                continue;
+            }
+            let moment = self.state().copied.get(&place.tree).copied();
+            let changed = match moment {
+                Some(moment) => moment
+                    .changed(&place.path)
+                    .with_context(|| format!("looking for changes in {}", place.path.display()))?,
+                None => true,
+            };
+            if changed {
+                self.copy(&place, Pass::Final, &transport)?;
+            }
             if let Some(paths) = mapped.remove(&place.tree) {
                 self.copy(&place, Pass::Mapped(paths), &transport)?;
             }
@@ -87,7 +144,8 @@ impl Steps {
         Ok(())
     }
 
-    pub(super) fn copy(&self, place: &files::Place, pass: Pass, transport: &str) -> Result<()> {
+    /// Copies one tree. True if nothing was left out.
+    fn copy(&self, place: &files::Place, pass: Pass, transport: &str) -> Result<bool> {
         let mut command = files::copy_command(place, &pass, transport).std();
         let mut rsync = command
             .stdin(Stdio::null())
@@ -119,7 +177,7 @@ impl Steps {
             );
         }
         self.state().file_bytes += sent(&String::from_utf8_lossy(&done.stdout));
-        Ok(())
+        Ok(done.status.success())
     }
 
     /// Joins an rsync of ours to one at the target, on a connection of its own.

@@ -14,7 +14,7 @@ use netmig_core::machine::source::Done;
 use tracing::warn;
 
 use super::{
-    super::points,
+    super::{hold, points},
     steps::{GLANCE, Steps},
 };
 use crate::{
@@ -33,6 +33,8 @@ impl Steps {
         let netns = self.netns()?;
         let links = net::links(&netns)?;
         let points = points::of(&links, &netns);
+        let network = self.state().network.clone().unwrap_or_default();
+        let places = hold::places(&links, &network, &points);
         self.state().links = links;
         if let Some(parent) = paths::pins(self.id).parent() {
             std::fs::create_dir_all(parent)
@@ -46,7 +48,10 @@ impl Steps {
             &points,
             &paths::pins(self.id),
         )?;
-        self.state().gate = Some(gate);
+        let hold = self.begin_hold(&gate, places);
+        let mut state = self.state();
+        (state.gate, state.hold) = (Some(gate), hold);
+        drop(state);
         let container = self.container()?;
         let exe = paths::program().context("finding this program")?;
         let kit = engine::prepare(
@@ -81,11 +86,7 @@ impl Steps {
         }
         // What carries requests is left alone: every drained millisecond would be pause.
         gate.drain_all(false, false)?;
-        gate.set_mode(
-            Mode::Drain,
-            self.life.epoch,
-            Some(self.lease() + Duration::from_millis(self.spec.drain_limit_ms)),
-        )?;
+        gate.set_mode(Mode::Drain, self.life.epoch, Some(self.draining()))?;
         drop(state);
         let limit = Duration::from_millis(self.spec.drain_limit_ms);
         let until = Instant::now() + limit;
@@ -107,6 +108,11 @@ impl Steps {
             self.spec.drain_limit_ms
         )));
         Ok(Done::Drained)
+    }
+
+    /// The lease of mode `drain`.
+    pub(super) fn draining(&self) -> Duration {
+        self.lease() + Duration::from_millis(self.spec.drain_limit_ms)
     }
 
     pub(super) fn lease(&self) -> Duration {
@@ -156,6 +162,9 @@ impl Steps {
             .as_ref()
             .context("no gate stands")?
             .grant(self.life.epoch)?;
+        if let Some(hold) = &state.hold {
+            hold.granted();
+        }
         Ok(Done::Granted)
     }
 }

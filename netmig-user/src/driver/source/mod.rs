@@ -5,6 +5,7 @@ mod ending;
 mod engine;
 mod files;
 mod gate;
+mod hold;
 mod steps;
 
 use std::{
@@ -18,7 +19,7 @@ use netmig_core::{
     machine::source::{Action, Done, Event, Machine, Options, Outcome, Record, Timer},
     plan::{self, Plan},
     proto::{Answer, Question, ToSource, ToTarget},
-    report::{self, Packets, Report},
+    report::{self, Report},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -236,7 +237,6 @@ struct Seen {
     rebuild_us: Option<u64>,
     expected: Vec<String>,
     plan: Option<Box<Plan>>,
-    bytes: u64,
 }
 
 impl Driver {
@@ -309,7 +309,6 @@ impl Driver {
                 self.save();
             }
             Event::Done(Done::Closed) => self.clock.closed = Some(Instant::now()),
-            Event::Done(Done::Sent { bytes, .. }) => self.seen.bytes = *bytes,
             Event::Done(Done::Undone) => self.clock.reopened = self.steps.reopened(),
             Event::Left(left) => self.seen.warnings.extend(left.iter().cloned()),
             _ => {}
@@ -501,7 +500,6 @@ impl Driver {
                 .zip(self.clock.reopened)
                 .map(|(from, to)| (to - from).as_secs_f64() * 1e3),
         };
-        let dropped = self.steps.dropped();
         Report {
             schema: report::SCHEMA.to_owned(),
             mv: self.facts.id.to_string(),
@@ -518,12 +516,9 @@ impl Driver {
             total_ms: self.clock.total_ms(),
             phases: report::phases(self.clock.phases()),
             blackout_ms,
-            bytes: self.seen.bytes + self.steps.file_bytes(),
+            bytes: self.steps.sent_bytes(),
             sockets: self.steps.rows(),
-            packets: Packets {
-                dropped,
-                ..Packets::default()
-            },
+            packets: self.steps.packets(),
             warnings: self.seen.warnings.clone(),
             plan: self.seen.plan.clone(),
         }

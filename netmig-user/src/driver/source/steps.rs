@@ -1,5 +1,6 @@
 //! What the source's driver does for each action: blocking work on the container, the gate, the sockets and the runtime.
 use std::{
+    collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{self, Write},
     path::PathBuf,
@@ -18,14 +19,16 @@ use netmig_core::{
     image::v1::net::Network,
     machine::source::Done,
     proto::{Channel, Hello, PROTOCOL, ToTarget, Word},
+    report::Packets,
     socket::{self, Row},
 };
 use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
-    super::{bulk, feed::Feed, look},
+    super::{bulk, feed::Feed, hold, look},
     Facts,
     engine::Streaming,
+    hold::Hold,
 };
 use crate::{
     agent::{
@@ -33,6 +36,7 @@ use crate::{
         paths,
     },
     engine::{self, Engine, cgroup, criu::hook::HookReply, task},
+    files::{Moment, Tree},
     gate::Gate,
     net,
     runtime::{self, Disarmed, Mounts},
@@ -67,9 +71,12 @@ pub(super) struct State {
     pub(super) rows: Vec<Row>,
     pub(super) expected: Vec<String>,
     pub(super) file_bytes: u64,
+    /// Trees that were copied whole, and when that began.
+    pub(super) copied: BTreeMap<Tree, Moment>,
     pub(super) dropped: u64,
     pub(super) reopened: Option<Instant>,
     pub(super) gate: Option<Gate>,
+    pub(super) hold: Option<Arc<Hold>>,
     pub(super) disarmed: Option<Disarmed>,
     pub(super) kit: Option<Arc<dyn Engine>>,
     /// Under `handoff`: the helper, which holds what was handed over.
@@ -78,6 +85,10 @@ pub(super) struct State {
     pub(super) kept: Option<sock::Kept>,
     pub(super) moment: Option<oneshot::Sender<HookReply>>,
     pub(super) dumped: Option<oneshot::Sender<HookReply>>,
+    pub(super) memory_bytes: u64,
+    /// New bytes of memory in the last round.
+    pub(super) round: Option<u64>,
+    pub(super) image_bytes: u64,
     pub(super) images: Option<bulk::Sender>,
     pub(super) streaming: Option<Streaming>,
     pub(super) renewing: Option<Arc<AtomicBool>>,
@@ -115,6 +126,9 @@ impl Steps {
         }
         state.disarmed.clone_from(&facts.disarmed);
         state.kit = engine::open(&paths::run(self.id));
+        if let Ok(gate) = Gate::reopen(self.id, &paths::pins(self.id)) {
+            hold::forget(&gate);
+        }
     }
 
     /// How the target is reached.
@@ -137,14 +151,21 @@ impl Steps {
         self.state().expected.clone()
     }
 
-    /// Bytes of files that rsync sent.
-    pub fn file_bytes(&self) -> u64 {
-        self.state().file_bytes
+    /// Bytes that were sent: files by rsync, memory ahead of the images, images.
+    pub fn sent_bytes(&self) -> u64 {
+        let state = self.state();
+        state.file_bytes + state.image_bytes
     }
 
-    /// Packets that the closed gate dropped here.
-    pub fn dropped(&self) -> u64 {
-        self.state().dropped
+    /// What became of packets that came or went while the gate was closed.
+    pub fn packets(&self) -> Packets {
+        let state = self.state();
+        let held = state.hold.as_ref().map(|hold| hold.packets());
+        let held = held.unwrap_or_default();
+        Packets {
+            dropped: held.dropped + state.dropped,
+            ..held
+        }
     }
 
     /// When the gate passed again, after an undo.
@@ -194,6 +215,7 @@ impl Steps {
         let mut state = self.state();
         state.netns = look::netns_of(&found.question.container);
         state.network = Some(found.question.network.clone());
+        state.memory_bytes = found.question.memory_bytes;
         state.container = Some(found.question.container.clone());
         state.rows = found.rows;
         state.expected = found.warnings;

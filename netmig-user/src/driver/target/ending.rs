@@ -31,9 +31,14 @@ impl Steps {
         if let Some(pid) = init_pid {
             left.extend(kill_tasks(pid));
         }
-        if let Some(reply) = self.state().moment.take() {
+        let mut state = self.state();
+        for reply in [state.moment.take(), state.reader.take()]
+            .into_iter()
+            .flatten()
+        {
             answer(reply, 1);
         }
+        drop(state);
         if let Some(job) = Job::adopt(&self.job_dir())
             && job.wait(ENDING) == Status::Running
         {
@@ -83,11 +88,13 @@ impl Steps {
 
     pub(super) fn detach(&self) -> Vec<String> {
         let gate = self.state().gate.take();
+        let mut left = self.end_hold(gate.as_ref());
         let errors = match gate {
             Some(gate) => gate.detach().err().unwrap_or_default(),
             None => gate::clear(&paths::pins(self.id)),
         };
-        errors.iter().map(ToString::to_string).collect()
+        left.extend(errors.iter().map(ToString::to_string));
+        left
     }
 
     pub(super) fn remove_run(&self) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! The engine at the target: its start, its moments, its end.
 use std::{
     path::PathBuf,
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -24,46 +24,79 @@ use crate::{
 const GLANCE: Duration = Duration::from_millis(1);
 
 impl Steps {
-    /// Runs the engine's restore to its end; why it failed, if it did.
-    pub fn rebuild(&self) -> Result<Option<String>> {
+    /// Starts the engine's restore, which waits before it reads an image ([`hook::Action::Images`]).
+    pub fn warm(&self) -> Result<()> {
+        let _running = self.exclusive()?;
+        if !self.state().complete {
+            let job = self.start_engine()?;
+            self.state().warm = Some(job);
+        }
+        Ok(())
+    }
+
+    fn start_engine(&self) -> Result<Job> {
         let container = self.container()?;
         let (kit, created) = {
             let mut state = self.state();
-            state.begun = Some(Instant::now());
             state.restoring = true;
             state.made.engine = true;
-            let kit = state
-                .kit
-                .clone()
-                .context("the engine has not been made ready")?;
-            (
-                kit,
-                state
-                    .made
-                    .container
-                    .clone()
-                    .context("the container's record has not been made")?,
-            )
+            state.kit_and_record()?
         };
         self.remember();
-        kit.stage_restore(&created)?;
+        kit.stage_record(&created)?;
         let exe = paths::program().context("finding this program")?;
-        let job = Job::start(
-            &exe,
-            &self.job_dir(),
-            &kit.restore_command(&container, &created)?,
-        )?;
+        let command = kit.restore_command(&container, &created)?;
+        Ok(Job::start(&exe, &self.job_dir(), &command)?)
+    }
+
+    /// Runs the engine's restore to its end, the images being whole; why it failed, if it did.
+    pub fn rebuild(&self) -> Result<Option<String>> {
+        let running = self.exclusive()?;
+        let warm = {
+            let mut state = self.state();
+            state.begun = Some(Instant::now());
+            state.complete = true;
+            state.warm.take()
+        };
+        let job = match warm {
+            Some(job) => job,
+            None => self.start_engine()?,
+        };
+        drop(running);
+        self.give_images();
         let status = job.wait(Duration::MAX);
         if status == Status::Exited(0) || self.over.load(Ordering::SeqCst) {
             return Ok(None);
         }
-        let mut why = vec![format!(
-            "{} ended with {status:?}: {}",
-            kit.words()[1],
-            job.stderr()
-        )];
-        why.extend(kit.why(5));
+        let state = self.state();
+        let what = state
+            .kit
+            .as_ref()
+            .map_or("the restore", |kit| kit.words()[1]);
+        let mut why = vec![format!("{what} ended with {status:?}: {}", job.stderr())];
+        why.extend(state.unstaged.clone());
+        why.extend(state.kit.iter().flat_map(|kit| kit.why(5)));
         Ok(Some(why.join("\n")))
+    }
+
+    /// Lets the runtime go on that waits for images, if it does and they are whole.
+    pub fn give_images(&self) {
+        let mut state = self.state();
+        if !state.complete {
+            return;
+        }
+        let Some(reply) = state.reader.take() else {
+            return;
+        };
+        let staged = state.kit_and_record();
+        drop(state);
+        match staged.and_then(|(kit, created)| Ok(kit.stage_images(&created)?)) {
+            Ok(()) => answer(reply, 0),
+            Err(e) => {
+                self.state().unstaged = Some(format!("{e:#}"));
+                answer(reply, 1);
+            }
+        }
     }
 
     /// How an engine that an earlier agent started ended; none if it was told to end.
@@ -84,7 +117,11 @@ impl Steps {
     }
 
     /// A moment of the engine. What it means to the machine; none if it was answered here.
-    pub fn hook(&self, call: &HookCall, reply: oneshot::Sender<HookReply>) -> Option<Event> {
+    pub fn hook(
+        self: &Arc<Self>,
+        call: &HookCall,
+        reply: oneshot::Sender<HookReply>,
+    ) -> Option<Event> {
         if self.over.load(Ordering::SeqCst) {
             answer(reply, 1);
             return None;
@@ -101,6 +138,13 @@ impl Steps {
                 state.made.init_pid = call.init_pid;
                 state.moment = Some(reply);
                 Some(Event::EngineRebuilt)
+            }
+            hook::Action::Images => {
+                state.reader = Some(reply);
+                drop(state);
+                let steps = self.clone();
+                thread::spawn(move || steps.give_images());
+                None
             }
             hook::Action::PostRestore => {
                 state.made.init_pid = call.init_pid;

@@ -5,7 +5,10 @@ use anyhow::{Context, Result, bail};
 use netmig_core::proto::ToTarget;
 use tracing::warn;
 
-use super::{super::bulk::Receiver, steps::Steps};
+use super::{
+    super::bulk::{self, Receiver},
+    steps::Steps,
+};
 use crate::{agent::paths, files, wire::pipe::Pipe};
 
 /// Longest wait for images that the source says it has sent.
@@ -15,11 +18,20 @@ impl Steps {
     /// Writes the images that arrive on this connection.
     pub fn receive(&self, mut pipe: Pipe) {
         let (id, arrived) = (self.id, self.arrived.clone());
-        let images = self.state().kit.as_ref().map(|kit| kit.images().to_owned());
+        let (images, ahead) = {
+            let state = self.state();
+            let memory = state.question.as_ref().map_or(0, |q| q.memory_bytes);
+            (
+                state.kit.as_ref().map(|kit| kit.images().to_owned()),
+                bulk::ahead(memory),
+            )
+        };
         self.handle.spawn(async move {
             let took = async {
-                let mut receiver =
-                    Receiver::new(&images.context("images came before the move was prepared")?)?;
+                let mut receiver = Receiver::new(
+                    &images.context("images came before the move was prepared")?,
+                    ahead,
+                )?;
                 while let Some(frame) = pipe.receive().await? {
                     tokio::task::block_in_place(|| receiver.take(frame, &arrived))?;
                 }

@@ -1,6 +1,7 @@
 //! The target's driver: performs the target machine's actions.
 mod ending;
 mod engine;
+mod hold;
 mod images;
 mod prepare;
 mod steps;
@@ -281,6 +282,7 @@ impl Driver {
             Input::Pipe(hello, pipe) => match hello.channel {
                 Channel::Control => self.link.take(hello, pipe),
                 Channel::Bulk => self.steps.receive(pipe),
+                Channel::Hold => self.steps.receive_held(pipe),
                 Channel::Rsync { ref args } => self.steps.rsync(args.clone(), pipe),
             },
             Input::Link(LinkEvent::Up) => self.machine.handle(Event::LinkUp),
@@ -342,6 +344,15 @@ impl Driver {
             }
             Action::AwaitFiles { files, bytes } => {
                 self.step(move |steps| steps.await_files(files, bytes).map(|()| Event::Complete))
+            }
+            Action::Warm => {
+                let steps = self.steps.clone();
+                tokio::task::spawn_blocking(move || {
+                    // What is wrong shows again, and is said, at the rebuild.
+                    if let Err(e) = steps.warm() {
+                        warn!("starting the restore ahead of its images: {e:#}");
+                    }
+                });
             }
             Action::Rebuild => self.engine(),
             Action::RebuildSockets => {

@@ -158,6 +158,7 @@ impl Steps {
         }
         drop(state);
         self.remember();
+        self.prepare_hold(question);
         Ok(())
     }
 

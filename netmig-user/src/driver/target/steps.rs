@@ -10,7 +10,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use netmig_common::Mode;
 use netmig_core::{
     container::Container,
     id::{Epoch, MoveId},
@@ -25,12 +24,14 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{super::bulk::Arrived, Facts, Input, Made};
+use super::{super::bulk::Arrived, Facts, Input, Made, hold::Hold};
 use crate::{
     agent::paths,
-    engine::{self, Engine, criu::hook::HookReply, task},
+    engine::{self, Engine, criu::hook::HookReply, job::Job, task},
     gate::Gate,
-    net, sock,
+    net,
+    runtime::CreatedContainer,
+    sock,
 };
 
 /// Announcements go on until packets arrive, at most so long.
@@ -57,6 +58,7 @@ pub(super) struct State {
     /// Under `handoff`: the program is loading its state.
     pub(super) loading: bool,
     pub(super) gate: Option<Gate>,
+    pub(super) hold: Option<Arc<Hold>>,
     pub(super) links: Vec<net::Link>,
     pub(super) netns: Option<PathBuf>,
     pub(super) sockets: Option<Sockets>,
@@ -65,7 +67,26 @@ pub(super) struct State {
     pub(super) rebuilt: Option<sock::Rebuilt>,
     pub(super) granted: Option<Instant>,
     pub(super) moment: Option<oneshot::Sender<HookReply>>,
+    /// The engine's restore, started before there were images.
+    pub(super) warm: Option<Job>,
+    /// All images are here.
+    pub(super) complete: bool,
+    /// The runtime that waits for them.
+    pub(super) reader: Option<oneshot::Sender<HookReply>>,
+    /// Why they could not be made fit.
+    pub(super) unstaged: Option<String>,
     pub(super) warnings: Vec<String>,
+}
+
+impl State {
+    pub(super) fn kit_and_record(&self) -> Result<(Arc<dyn Engine>, CreatedContainer)> {
+        let kit = self.kit.clone();
+        let record = self.made.container.clone();
+        Ok((
+            kit.context("the engine has not been made ready")?,
+            record.context("the container's record has not been made")?,
+        ))
+    }
 }
 
 impl Steps {
@@ -95,11 +116,17 @@ impl Steps {
 
     /// One step at a time, and none once the move is over.
     pub fn run(self: &Arc<Self>, work: impl FnOnce(&Arc<Self>) -> Result<Event>) -> Result<Event> {
-        let _running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let _running = self.exclusive()?;
+        work(self)
+    }
+
+    /// The right to begin something.
+    pub(super) fn exclusive(&self) -> Result<MutexGuard<'_, ()>> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if self.over.load(Ordering::SeqCst) {
             bail!("the move is being given up");
         }
-        work(self)
+        Ok(running)
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -176,7 +203,7 @@ impl Steps {
         Ok(begun.map_or(0, |begun| begun.elapsed().as_micros() as u64))
     }
 
-    /// Gate `pass`; first announcement; windows reopened. Further rounds go on beside.
+    /// The gate opens; first announcement; windows reopened; what was held is delivered. Further rounds go on beside.
     pub fn open(self: &Arc<Self>) -> Result<Event> {
         let mut guard = self.state();
         let state = &mut *guard;
@@ -184,7 +211,11 @@ impl Steps {
             Some(gate) => gate,
             none => none.insert(Gate::reopen(self.id, &paths::pins(self.id))?),
         };
-        gate.set_mode(Mode::Pass, self.epoch, None)?;
+        let mut warnings = std::mem::take(&mut state.warnings);
+        let hold = state.hold.as_ref();
+        let hold = hold.filter(|_| state.made.init_pid.is_some());
+        let in_order = self.open_gate(gate, hold, &mut warnings)?;
+        let hold = hold.filter(|_| in_order);
         let init_pid = state
             .made
             .init_pid
@@ -207,7 +238,7 @@ impl Steps {
             Duration::ZERO,
             &mut || true,
         );
-        let mut warnings = std::mem::take(&mut state.warnings);
+        Self::hold_announced(hold);
         if let Err(e) = forgotten {
             warnings.push(e.to_string());
         }
@@ -234,6 +265,7 @@ impl Steps {
         {
             warnings.push(format!("opening the connections: {e}"));
         }
+        self.deliver_held(gate, hold, &netns, &mut warnings);
         let open_us = state
             .granted
             .map_or(0, |granted| granted.elapsed().as_micros() as u64);

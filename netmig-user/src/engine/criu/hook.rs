@@ -15,6 +15,8 @@ pub enum Action {
     NetworkLock,
     /// Dump: all images are written, the tasks are stopped. Exit 0: they are killed. Exit 1: the dump is cancelled and they run on.
     PostDump,
+    /// netmig's own, of the runtime's shim: CRIU is about to be started and will read the images. Exit 1: it is not started.
+    Images,
     /// Restore: before anything.
     PreRestore,
     /// Restore: the first task exists, its namespaces are being made.
@@ -67,7 +69,7 @@ impl Action {
     pub fn waits(self, side: Side) -> bool {
         match side {
             Side::Source => matches!(self, Self::PreDump | Self::NetworkLock | Self::PostDump),
-            Side::Target => matches!(self, Self::PostRestore | Self::PreResume),
+            Side::Target => matches!(self, Self::Images | Self::PostRestore | Self::PreResume),
         }
     }
 }
@@ -84,6 +86,16 @@ pub struct HookCall {
 }
 
 impl HookCall {
+    /// The moment of a runtime's shim.
+    #[must_use]
+    pub fn images() -> Self {
+        Self {
+            action: Action::Images,
+            init_pid: None,
+            image_dir: None,
+        }
+    }
+
     /// Reads the variables that CRIU sets; none if they do not name a known action.
     #[must_use]
     pub fn from_env() -> Option<Self> {

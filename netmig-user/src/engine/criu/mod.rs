@@ -5,10 +5,10 @@
 //! Kit::prepare                                          Kit::prepare, Runtime::create
 //! Job::start(checkpoint_command)                        (network of the container, gate closed)
 //!   hook pre-dump      drain; reply 0
-//!   hook network-lock  close the gate; reply 0
+//!   hook network-lock  close the gate; reply 0             stage_record, Job::start(restore_command)
 //!   hook post-dump     freeze the cgroup, read sockets
 //!     collect_extras, images stream  ---------------->  images/ filled
-//!                                                       stage_restore, Job::start(restore_command)
+//!                                                         moment images: stage_images
 //!                                                         hook post-restore  rebuild sockets, prepared
 //!     <------------------------------------------------ ... grant ...
 //!     reply 0 at `released`                               reply 0; hook pre-resume: open; reply 0
@@ -41,7 +41,7 @@ pub mod flags;
 pub mod hook;
 pub mod shim;
 
-/// Name under which the content of the container's /dev/shm travels among the images; podman's restore unpacks a file of this name.
+/// Name under which the content of the container's /dev/shm travels among the images.
 pub const SHM_TAR: &str = "devshm-checkpoint.tar";
 
 /// Making ready for CRIU failed.
@@ -223,7 +223,7 @@ impl Kit {
         Ok(command)
     }
 
-    /// The command that restores the container from the images; [`Kit::stage_restore`] comes before it.
+    /// The command that restores the container from the images; [`Kit::stage_record`] comes before it, [`Kit::stage_images`] while it waits for the images.
     ///
     /// It ends with 0 when the container runs, with another code when the restore failed and nothing runs.
     ///
@@ -279,7 +279,12 @@ impl Kit {
     /// # Errors
     /// `tar` is missing or fails.
     pub fn collect_extras(&self, container: &Container) -> Result<(), Error> {
-        if let Recipe::Podman { shm: Some(shm), .. } = &container.recipe {
+        if let Recipe::Podman { shm: Some(shm), .. } = &container.recipe
+            && fs::read_dir(shm)
+                .map_err(|e| file("reading", shm, e))?
+                .next()
+                .is_some()
+        {
             let tar = self.images.join(SHM_TAR).display().to_string();
             tool::run(&[
                 "tar",
@@ -295,11 +300,29 @@ impl Kit {
         Ok(())
     }
 
-    /// At the target, when all images have arrived: makes them fit the container that [`crate::runtime::Runtime::create`] made.
+    /// At the target, before [`Kit::restore_command`] is started: podman looks whether there is a checkpoint in its own place. CRIU reads ours.
     ///
     /// # Errors
-    /// An image is missing or cannot be read or written.
-    pub fn stage_restore(&self, created: &CreatedContainer) -> Result<(), Error> {
+    /// A file cannot be written.
+    pub fn stage_record(&self, created: &CreatedContainer) -> Result<(), Error> {
+        let Some(static_dir) = &created.static_dir else {
+            return Ok(());
+        };
+        let own = static_dir.join("checkpoint");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&own)
+            .map_err(|e| file("creating", &own, e))?;
+        put(&own.join("inventory.img"), &[])
+    }
+
+    /// At the target, when all images have arrived and the runtime is about to start CRIU ([`hook::Action::Images`]): makes them fit the container
+    /// that [`crate::runtime::Runtime::create`] made, and fills its /dev/shm, which podman has mounted by now.
+    ///
+    /// # Errors
+    /// An image is missing or cannot be read or written, `tar` is missing or fails.
+    pub fn stage_images(&self, created: &CreatedContainer) -> Result<(), Error> {
         let path = self.images.join("cgroup.img");
         if path.exists() {
             let image = fs::read(&path).map_err(|e| file("reading", &path, e))?;
@@ -313,23 +336,15 @@ impl Kit {
             })?;
             put(&path, &fitted)?;
         }
-        let Some(static_dir) = &created.static_dir else {
-            return Ok(());
-        };
-        // podman looks whether there is a checkpoint in its own place; CRIU reads ours.
-        let own = static_dir.join("checkpoint");
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&own)
-            .map_err(|e| file("creating", &own, e))?;
-        copy(
-            &self.images.join("inventory.img"),
-            &own.join("inventory.img"),
-        )?;
-        let shm = self.images.join(SHM_TAR);
-        if shm.exists() {
-            copy(&shm, &static_dir.join(SHM_TAR))?;
+        let tar = self.images.join(SHM_TAR);
+        if let Some(static_dir) = &created.static_dir
+            && tar.exists()
+        {
+            let (tar, shm) = (
+                tar.display().to_string(),
+                static_dir.join("shm").display().to_string(),
+            );
+            tool::run(&["tar", "--numeric-owner", "-C", &shm, "-xpf", &tar])?;
         }
         Ok(())
     }
@@ -379,8 +394,12 @@ impl Engine for Kit {
         Ok(self.collect_extras(container)?)
     }
 
-    fn stage_restore(&self, created: &CreatedContainer) -> Result<(), super::Error> {
-        Ok(self.stage_restore(created)?)
+    fn stage_record(&self, created: &CreatedContainer) -> Result<(), super::Error> {
+        Ok(self.stage_record(created)?)
+    }
+
+    fn stage_images(&self, created: &CreatedContainer) -> Result<(), super::Error> {
+        Ok(self.stage_images(created)?)
     }
 
     fn restore_command(
@@ -491,12 +510,6 @@ fn link(exe: &Path, at: &Path) -> Result<(), Error> {
 
 fn put(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     fs::write(path, bytes).map_err(|e| file("writing", path, e))
-}
-
-fn copy(from: &Path, to: &Path) -> Result<(), Error> {
-    fs::copy(from, to)
-        .map(drop)
-        .map_err(|e| file("copying to", to, e))
 }
 
 fn file(what: &'static str, path: &Path, source: io::Error) -> Error {

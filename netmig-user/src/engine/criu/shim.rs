@@ -52,6 +52,8 @@ pub struct Config {
 enum Call {
     /// Become the real runtime with these arguments.
     Exec(Vec<String>),
+    /// The same, once the images are there.
+    Restore(Vec<String>),
     /// End with 0 at once.
     Nothing,
 }
@@ -99,7 +101,11 @@ impl Config {
             replace(&mut new, at, option, &dir.display().to_string());
         }
         new.splice(at + 1..at + 1, added.iter().map(ToString::to_string));
-        Call::Exec(new)
+        if args[at] == "restore" && self.side == Side::Target {
+            Call::Restore(new)
+        } else {
+            Call::Exec(new)
+        }
     }
 }
 
@@ -149,10 +155,14 @@ fn replace(args: &mut Vec<String>, from: usize, option: &str, value: &str) {
 
 /// Main function for `crun`, `runc` and `conmon`: becomes the real program, and returns only if that fails (or nothing is to be done).
 ///
-/// `argv0` is the name as called, a path in `<move>/shim/`.
+/// `argv0` is the name as called, a path in `<move>/shim/`. `images` waits until there are images to restore from; false: there will be none.
 #[must_use]
-pub fn main(argv0: &Path, args: &[OsString]) -> ExitCode {
-    match become_real(argv0, args) {
+pub fn main(
+    argv0: &Path,
+    args: &[OsString],
+    images: impl FnOnce() -> io::Result<bool>,
+) -> ExitCode {
+    match become_real(argv0, args, images) {
         Ok(code) => code,
         Err(e) => {
             // Standard error of a runtime is what podman shows.
@@ -162,7 +172,11 @@ pub fn main(argv0: &Path, args: &[OsString]) -> ExitCode {
     }
 }
 
-fn become_real(argv0: &Path, args: &[OsString]) -> io::Result<ExitCode> {
+fn become_real(
+    argv0: &Path,
+    args: &[OsString],
+    images: impl FnOnce() -> io::Result<bool>,
+) -> io::Result<ExitCode> {
     let config = Config::of(argv0)?;
     let name = argv0
         .file_name()
@@ -180,6 +194,14 @@ fn become_real(argv0: &Path, args: &[OsString]) -> io::Result<ExitCode> {
             .collect();
         match text.map(|args| config.runtime(&args)) {
             Some(Call::Exec(args)) => command.args(args),
+            Some(Call::Restore(args)) => {
+                if !images()? {
+                    return Err(io::Error::other(
+                        "the move is given up, nothing is restored",
+                    ));
+                }
+                command.args(args)
+            }
             Some(Call::Nothing) => return Ok(ExitCode::SUCCESS),
             // Nothing of ours is in arguments that are no text.
             None => command.args(args),
@@ -335,6 +357,7 @@ mod tests {
     fn exec(call: Call) -> String {
         match call {
             Call::Exec(args) => args.join(" "),
+            Call::Restore(args) => format!("wait, {}", args.join(" ")),
             Call::Nothing => panic!("nothing is done"),
         }
     }
@@ -358,7 +381,7 @@ mod tests {
         for (version, added) in [(Version(1, 21, 0), ""), (Version(1, 28, 0), "--tcp-close ")] {
             let c = config(Side::Target, Oci::Crun, version);
             let expected = format!(
-                "--log-format=json --log /run/c/oci-log restore {added}--bundle /var/lib/c/userdata --pid-file /run/c/pidfile --detach \
+                "wait, --log-format=json --log /run/c/oci-log restore {added}--bundle /var/lib/c/userdata --pid-file /run/c/pidfile --detach \
                  --image-path /run/m/images --work-path /run/m/logs ID"
             );
             assert_eq!(exec(c.runtime(&words(RESTORE))), expected);

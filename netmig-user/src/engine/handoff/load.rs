@@ -39,13 +39,14 @@ const WORD: Duration = Duration::from_secs(5);
 pub fn run(dir: &Path, ask: Ask<'_>) -> Result<(), Error> {
     let kit = Kit::open(dir)?;
     let name = &kit.config.name;
-    let manifest: Manifest = read_json(&kit.images.join(MANIFEST))?;
     let netns = kit
         .config
         .netns
         .as_deref()
         .ok_or_else(|| Error::Unfit("no namespace was named".to_owned()))?;
     start::enter_cgroup(name)?;
+    super::ask(ask, Action::Images)?;
+    let manifest: Manifest = read_json(&kit.images.join(MANIFEST))?;
     make_room(manifest.labels.len())?;
     // They stay here to the end: an agent that is restarted takes them up from this process. The process itself stays in the host's
     // namespace, as it may have to start that agent.

@@ -13,7 +13,8 @@
 //!   hook network-lock     close the gate; reply 0
 //!   hook post-dump        read the helper's sockets
 //!     images stream  ----------------------------->  images/ filled
-//!                                                    load: sockets made anew in the namespace
+//!                                                    load: hook images        all is there; reply 0
+//!                                                      sockets made anew in the namespace
 //!                                                      hook post-restore  fill them; reply 0
 //!                                                      state, descriptors -> `ready`
 //!                                                      hook loaded        prepared
@@ -228,7 +229,11 @@ impl Engine for Kit {
         Ok(())
     }
 
-    fn stage_restore(&self, _: &CreatedContainer) -> Result<(), super::Error> {
+    fn stage_record(&self, _: &CreatedContainer) -> Result<(), super::Error> {
+        Ok(())
+    }
+
+    fn stage_images(&self, _: &CreatedContainer) -> Result<(), super::Error> {
         Ok(())
     }
 

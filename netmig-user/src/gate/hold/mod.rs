@@ -5,16 +5,21 @@
 //! container's veth, past the programs there. Both speak `virtio_net_hdr`: a super-packet stays whole, and a checksum that the sender
 //! left to a device is finished by who needs it.
 mod inject;
+mod order;
+mod parse;
 mod queue;
 mod tap;
 
 pub use inject::Injector;
+pub use order::Order;
+pub use parse::{Counts, Parsed, in_words};
 pub use queue::{Limit, Queue};
 pub use tap::Reader;
 
-use std::{io, sync::atomic::Ordering};
+use std::io;
 
 use aya::maps::MapError;
+use bytes::Bytes;
 
 use super::{Error, Gate, Point};
 
@@ -25,15 +30,17 @@ const HEADER: usize = 10;
 const FRAME_MAX: usize = 65_535 + 14 + 3 * 4;
 
 /// A held packet as it travels: `virtio_net_hdr` (10 bytes, little endian hosts alike) and the Ethernet frame.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Packet(Vec<u8>);
+/// Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet(Bytes);
 
 impl Packet {
     /// The bytes as read from a [`Reader`] of another host.
     ///
     /// # Errors
     /// [`Error::BadPacket`] if they cannot be one: shorter than the headers or longer than any frame.
-    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, Error> {
+    pub fn from_bytes(bytes: impl Into<Bytes>) -> Result<Self, Error> {
+        let bytes = bytes.into();
         if bytes.len() < HEADER + 14 || bytes.len() > HEADER + FRAME_MAX {
             return Err(Error::BadPacket {
                 length: bytes.len(),
@@ -48,10 +55,40 @@ impl Packet {
         &self.0
     }
 
+    /// The same to keep, without a copy.
+    #[must_use]
+    pub fn to_bytes(&self) -> Bytes {
+        self.0.clone()
+    }
+
     /// The frame alone.
     #[must_use]
     pub fn frame(&self) -> &[u8] {
         &self.0[HEADER..]
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn parse(&self) -> Parsed {
+        parse::parse(self.frame())
+    }
+
+    /// Bytes that it takes of a socket's receive buffer, at most about: what the kernel allocates (`struct sk_buff`, headroom,
+    /// `skb_shared_info`, rounded up to a power of two), for each segment of a super-packet.
+    #[must_use]
+    pub fn truesize(&self) -> u64 {
+        const OVERHEAD: usize = 448;
+        const SK_BUFF: usize = 256;
+        let one = |bytes: usize| (bytes + OVERHEAD).next_power_of_two() + SK_BUFF;
+        let whole = self.frame().len();
+        let segment = usize::from(u16::from_le_bytes([self.0[4], self.0[5]]));
+        // VIRTIO_NET_HDR_GSO_NONE is 0.
+        let bytes = if self.0[1] == 0 || segment == 0 {
+            one(whole)
+        } else {
+            whole.div_ceil(segment) * one(segment)
+        };
+        bytes as u64
     }
 }
 
@@ -98,15 +135,18 @@ impl Gate {
     /// `packets` of those that this gate redirected are put in, or given up: what [`Gate::open_in_order`] waits for. Packets that came
     /// from another host do not count.
     pub fn done(&self, packets: u64) {
-        self.order.counts()[netmig_common::DONE as usize].fetch_add(packets, Ordering::SeqCst);
+        self.order().done(packets);
     }
 
     /// How many packets the programs have redirected that are not done.
     #[must_use]
     pub fn pending(&self) -> u64 {
-        let count = |index: u32| self.order.counts()[index as usize].load(Ordering::SeqCst);
-        // In this order: what is done was redirected before.
-        let done = count(netmig_common::DONE);
-        count(netmig_common::REDIRECTED).saturating_sub(done)
+        self.order().pending()
+    }
+
+    /// The counts of an opening, for threads.
+    #[must_use]
+    pub fn order(&self) -> Order {
+        Order::new(&self.order, &self.word)
     }
 }

@@ -1,7 +1,7 @@
 //! Held packets in memory, bounded.
 use std::collections::VecDeque;
 
-use super::Packet;
+use super::{Counts, Packet};
 
 /// How much is held at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,6 +10,17 @@ pub struct Limit {
     pub bytes: usize,
     /// Packets.
     pub packets: usize,
+}
+
+impl Limit {
+    /// So many bytes; packets by default.
+    #[must_use]
+    pub fn of_bytes(bytes: u64) -> Self {
+        Self {
+            bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for Limit {
@@ -21,13 +32,13 @@ impl Default for Limit {
     }
 }
 
-/// Packets in the order in which they came. What does not fit is dropped and counted.
+/// Packets in the order in which they came, each with the link that it came in at. What does not fit is dropped and counted.
 #[derive(Debug)]
 pub struct Queue {
-    packets: VecDeque<Packet>,
+    packets: VecDeque<(u16, Packet)>,
     bytes: usize,
     limit: Limit,
-    dropped: u64,
+    dropped: Counts,
 }
 
 impl Queue {
@@ -38,27 +49,33 @@ impl Queue {
             packets: VecDeque::new(),
             bytes: 0,
             limit,
-            dropped: 0,
+            dropped: Counts::default(),
         }
     }
 
     /// Appends a packet; false if it did not fit.
-    pub fn push(&mut self, packet: Packet) -> bool {
+    pub fn push(&mut self, link: u16, packet: Packet) -> bool {
         let bytes = self.bytes + packet.as_bytes().len();
         if bytes > self.limit.bytes || self.packets.len() >= self.limit.packets {
-            self.dropped += 1;
+            self.dropped.add(packet.parse().protocol);
             return false;
         }
         self.bytes = bytes;
-        self.packets.push_back(packet);
+        self.packets.push_back((link, packet));
         true
     }
 
     /// The packet that came first.
-    pub fn pop(&mut self) -> Option<Packet> {
-        let packet = self.packets.pop_front()?;
+    pub fn pop(&mut self) -> Option<(u16, Packet)> {
+        let (link, packet) = self.packets.pop_front()?;
         self.bytes -= packet.as_bytes().len();
-        Some(packet)
+        Some((link, packet))
+    }
+
+    /// The packet at a place, counted from the one that came first.
+    #[must_use]
+    pub fn get(&self, place: usize) -> Option<&(u16, Packet)> {
+        self.packets.get(place)
     }
 
     /// Packets in it.
@@ -81,7 +98,7 @@ impl Queue {
 
     /// Packets that did not fit.
     #[must_use]
-    pub fn dropped(&self) -> u64 {
+    pub fn dropped(&self) -> Counts {
         self.dropped
     }
 }
@@ -89,6 +106,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use etherparse::PacketBuilder;
 
     fn packet(length: usize) -> Packet {
         Packet::from_bytes(vec![0; length]).expect("a packet")
@@ -100,22 +118,39 @@ mod tests {
             bytes: 250,
             packets: 3,
         });
-        assert!(queue.push(packet(100)) && queue.push(packet(150)));
-        assert!(!queue.push(packet(24)), "a byte too many");
-        assert_eq!((queue.len(), queue.bytes(), queue.dropped()), (2, 250, 1));
-        assert_eq!(queue.pop(), Some(packet(100)));
-        assert!(queue.push(packet(24)) && queue.push(packet(24)));
-        assert!(!queue.push(packet(24)), "a packet too many");
-        assert_eq!((queue.len(), queue.bytes(), queue.dropped()), (3, 198, 2));
+        assert!(queue.push(1, packet(100)) && queue.push(2, packet(150)));
+        assert!(!queue.push(1, packet(24)), "a byte too many");
+        assert_eq!(
+            (queue.len(), queue.bytes(), queue.dropped().total()),
+            (2, 250, 1)
+        );
+        assert_eq!(queue.get(1), Some(&(2, packet(150))));
+        assert_eq!(queue.pop(), Some((1, packet(100))));
+        assert!(queue.push(1, packet(24)) && queue.push(1, packet(24)));
+        assert!(!queue.push(1, packet(24)), "a packet too many");
+        assert_eq!(
+            (queue.len(), queue.bytes(), queue.dropped().total()),
+            (3, 198, 2)
+        );
     }
 
     #[test]
-    fn a_limit_of_zero_drops_everything() {
-        let mut queue = Queue::new(Limit {
-            bytes: 0,
-            packets: 10,
-        });
-        assert!(!queue.push(packet(24)));
-        assert!(queue.is_empty() && queue.pop().is_none() && queue.dropped() == 1);
+    fn a_limit_of_zero_drops_everything_by_protocol() {
+        let mut queue = Queue::new(Limit::of_bytes(0));
+        let eth =
+            || PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4([192, 0, 2, 1], [192, 0, 2, 10], 64);
+        let mut held = vec![0; super::super::HEADER];
+        eth().udp(1, 2).write(&mut held, b"x").expect("a packet");
+        for _ in 0..2 {
+            assert!(!queue.push(1, Packet::from_bytes(held.clone()).expect("a packet")));
+        }
+        held.truncate(super::super::HEADER);
+        eth()
+            .tcp(1, 2, 3, 4)
+            .write(&mut held, b"x")
+            .expect("a packet");
+        assert!(!queue.push(1, Packet::from_bytes(held).expect("a packet")));
+        assert!(queue.is_empty() && queue.pop().is_none());
+        assert_eq!(queue.dropped().four(), [1, 2, 0, 0]);
     }
 }

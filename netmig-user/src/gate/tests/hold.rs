@@ -80,7 +80,7 @@ fn datagrams_of_a_blackout_come_after_it_all_and_in_order() {
         let begin = Instant::now();
         while begin.elapsed() < Duration::from_millis(300) {
             if let Some(packet) = reader.next(SHORT).unwrap() {
-                assert!(queue.push(packet));
+                assert!(queue.push(0, packet));
             }
         }
         let held = queue.len();
@@ -95,13 +95,13 @@ fn datagrams_of_a_blackout_come_after_it_all_and_in_order() {
                 "{} pending",
                 gate.pending()
             );
-            while let Some(packet) = queue.pop() {
+            while let Some((_, packet)) = queue.pop() {
                 injector.send(&packet).unwrap();
                 gate.done(1);
                 put_in += 1;
             }
             while let Some(packet) = reader.next(Duration::ZERO).unwrap() {
-                assert!(queue.push(packet));
+                assert!(queue.push(0, packet));
             }
         }
         let unsent = !sending.is_finished();
@@ -332,6 +332,80 @@ fn a_request_of_the_blackout_is_answered_at_its_end() {
         );
         assert!(held > least && held < most, "{held:?}");
         assert!(held < dropped, "{held:?} {dropped:?}");
+        gate.detach().unwrap();
+    });
+}
+
+/// Before the tasks are stopped: what nobody may read in time is held, what waits in the kernel by itself passes.
+#[test]
+fn datagrams_alone_are_held_in_a_drain() {
+    lab(|lab| {
+        lab.bridge(&["moving"]);
+        let point = host_side("h-moving");
+        let gate = Gate::attach(
+            MOVE,
+            Side::Source,
+            Mode::Pass,
+            FIRST,
+            std::slice::from_ref(&point),
+            &lab.pins("gate"),
+        )
+        .unwrap();
+        let mut reader = Reader::create(None, "nmhold0").unwrap();
+        gate.hold(&point, &reader).unwrap();
+        let receiver: UdpSocket = netns::within(Path::new("/run/netns/moving"), || {
+            UdpSocket::bind("192.0.2.10:9000")
+        })
+        .unwrap();
+        receiver.set_read_timeout(Some(SHORT)).unwrap();
+        let sender = UdpSocket::bind("192.0.2.1:0").unwrap();
+        let mut comes = |bytes: &[u8]| {
+            sender.send_to(bytes, "192.0.2.10:9000").unwrap();
+            let came = receiver.recv(&mut [0; 64]).is_ok();
+            (came, reader.next(Duration::ZERO).unwrap().is_some())
+        };
+        assert_eq!(comes(b"passes"), (true, false));
+        gate.hold_datagrams(true).unwrap();
+        assert_eq!(comes(b"passes"), (true, false));
+        gate.set_mode(Mode::Drain, FIRST, None).unwrap();
+        assert_eq!(comes(b"held"), (false, true));
+        assert!(super::lab::reaches(None, "192.0.2.10"), "ICMP passes");
+        gate.drain_all(false, false).unwrap();
+        assert_eq!(comes(b"held still"), (false, true));
+        gate.hold_datagrams(false).unwrap();
+        assert_eq!(comes(b"passes"), (true, false));
+        let counters = gate.counters().unwrap().inbound;
+        assert_eq!(counters.held[Protocol::Udp as usize], 2);
+        assert_eq!(counters.dropped_packets(), 0);
+        gate.detach().unwrap();
+    });
+}
+
+/// A barrier stands for packets of another host: nothing direct overtakes them.
+#[test]
+fn an_opening_waits_for_a_barrier() {
+    lab(|lab| {
+        lab.bridge(&["moving"]);
+        let point = host_side("h-moving");
+        let gate = Gate::attach(
+            MOVE,
+            Side::Target,
+            Mode::Closed,
+            FIRST,
+            std::slice::from_ref(&point),
+            &lab.pins("gate"),
+        )
+        .unwrap();
+        let reader = Reader::create(None, "nmhold0").unwrap();
+        gate.hold(&point, &reader).unwrap();
+        let order = gate.order();
+        order.barrier();
+        gate.open_in_order(FIRST, Duration::from_secs(5)).unwrap();
+        assert!(!super::lab::reaches(None, "192.0.2.10"));
+        assert!(order.opening().unwrap() && order.pending() > 0);
+        order.done(order.pending());
+        assert!(super::lab::reaches(None, "192.0.2.10"));
+        assert!(!order.opening().unwrap());
         gate.detach().unwrap();
     });
 }

@@ -301,17 +301,17 @@ fn bulk_through_a_hold_is_an_exact_stream() {
             while begin.elapsed() < blackout {
                 if let Some(packet) = holder.next(Duration::from_millis(5)).unwrap() {
                     longest = longest.max(packet.frame().len());
-                    assert!(queue.push(packet));
+                    assert!(queue.push(0, packet));
                 }
             }
             held += queue.len();
             let injector = Injector::open(&point).unwrap();
             loop {
-                while let Some(packet) = queue.pop() {
+                while let Some((_, packet)) = queue.pop() {
                     injector.send(&packet).unwrap();
                 }
                 match holder.next(Duration::ZERO).unwrap() {
-                    Some(packet) => assert!(queue.push(packet)),
+                    Some(packet) => assert!(queue.push(0, packet)),
                     None => break,
                 }
             }

@@ -1,6 +1,8 @@
 use super::*;
 use crate::{
-    frame::{FileBegin, FileEnd},
+    frame::{
+        FileBegin, FileEnd, HeldPacket, HoldBegin, HoldDone, HoldMark, HoldPoint, PageRefs, PageRun,
+    },
     id::{Epoch, Life, MoveId},
     proto::{Channel, Hello, Numbered, ToTarget, Word},
 };
@@ -50,6 +52,38 @@ fn samples() -> Vec<Frame> {
             file: 1,
             length: 9096,
             crc: 0xdead_beef,
+        }),
+        Frame::HoldBegin(HoldBegin {
+            limit: u64::MAX,
+            barrier_us: u64::MAX,
+        }),
+        Frame::Held(Held {
+            packets: [(0, 24), (7, 70_000), (u16::MAX, 24)]
+                .map(|(link, length)| HeldPacket {
+                    link,
+                    data: Bytes::from(vec![0x5a; length]),
+                })
+                .to_vec(),
+        }),
+        Frame::HoldMark(HoldMark {
+            point: HoldPoint::Ended,
+            packets: u64::MAX,
+        }),
+        Frame::HoldDone(HoldDone {
+            received: u64::MAX,
+            direct: u64::MAX,
+            replayed: u64::MAX,
+            dropped: [u64::MAX; 4],
+            late: true,
+        }),
+        Frame::Pages(Bytes::from(vec![0x5a; 2 * PAGE])),
+        Frame::PageRefs(PageRefs {
+            file: 1,
+            offset: 8192,
+            runs: vec![
+                PageRun { first: 1, count: 1 },
+                PageRun { first: 0, count: 2 },
+            ],
         }),
     ]
 }
@@ -145,6 +179,36 @@ fn what_is_not_ours_is_named() {
 }
 
 #[test]
+fn a_part_of_a_page_is_refused() {
+    let mut bytes = BytesMut::new();
+    put_parts(Kind::Pages, &[&[0; PAGE + 1]], &mut bytes).unwrap();
+    assert!(matches!(
+        Codec::default().decode(&mut bytes),
+        Err(Error::Length { kind: Kind::Pages })
+    ));
+}
+
+#[test]
+fn the_longest_list_of_runs_fits() {
+    let run = PageRun {
+        first: u32::MAX,
+        count: u32::MAX,
+    };
+    let frame = |runs| {
+        Frame::PageRefs(PageRefs {
+            file: u32::MAX,
+            offset: u64::MAX,
+            runs: vec![run; runs],
+        })
+    };
+    let mut bytes = encoded(&[frame(RUNS_LIMIT)]);
+    assert_eq!(
+        Codec::default().decode(&mut bytes).unwrap(),
+        Some(frame(RUNS_LIMIT))
+    );
+}
+
+#[test]
 fn too_long_a_chunk_is_not_sent() {
     let frame = Frame::Chunk(Chunk {
         file: 0,
@@ -197,4 +261,49 @@ proptest! {
             prop_assert_eq!(Codec::default().decode(&mut again.clone()).unwrap(), Some(frame));
         }
     }
+}
+
+#[test]
+fn held_packets_beyond_the_end_of_their_frame_are_refused() {
+    let whole = Held {
+        packets: vec![
+            HeldPacket {
+                link: 1,
+                data: Bytes::from_static(&[1; 30]),
+            };
+            2
+        ],
+    };
+    let body = whole.encode();
+    assert_eq!(body.len(), 2 * Held::room(&[1; 30]));
+    assert_eq!(Held::decode(body.clone().freeze()), Some(whole));
+    for cut in 1..body.len() {
+        let bytes = Bytes::copy_from_slice(&body[..cut]);
+        assert_eq!(Held::decode(bytes).is_some(), cut == 36, "{cut}");
+    }
+    // A length of 4 GiB takes nothing.
+    let mut claims = vec![0, 0];
+    claims.extend(u32::MAX.to_le_bytes());
+    assert_eq!(Held::decode(Bytes::from(claims)), None);
+    assert_eq!(Held::decode(Bytes::new()), Some(Held::default()));
+}
+
+#[test]
+fn more_held_packets_than_a_frame_takes_are_not_written() {
+    let packet = HeldPacket {
+        link: 0,
+        data: Bytes::from(vec![0; 65_000]),
+    };
+    let held = Held {
+        packets: vec![packet; 17],
+    };
+    let mut bytes = BytesMut::new();
+    assert!(matches!(
+        Codec::default().encode(Frame::Held(held), &mut bytes),
+        Err(Error::TooLong {
+            kind: Kind::Held,
+            ..
+        })
+    ));
+    assert!(bytes.is_empty());
 }

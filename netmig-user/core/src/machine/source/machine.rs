@@ -3,7 +3,7 @@
 //! ```text
 //!  plan      Inspect -> Send(Ask) -> Decide -> Persist(Begun)
 //!  attach    Attach -> Disarm -> Persist(Disarmed)      beside it: Send(Prepare) .. Ready
-//!  precopy   Precopy(n) -> Send(Round(n)), n times -> Freeze (the engine starts, tasks run)
+//!  precopy   Precopy(n) -> Send(Round(n)), n times -> Send(Freezing) -> Freeze (the engine starts, tasks run)
 //!  drain     EngineStarting -> Drain -> EngineGoOn
 //!  freeze    EngineFrozen -> Close -> EngineGoOn
 //!  dump      EngineDumped -> DumpSockets -> Send(Sockets)

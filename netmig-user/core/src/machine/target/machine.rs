@@ -3,7 +3,7 @@
 //! ```text
 //!  plan      Ask -> Answer -> Send(Answer)
 //!  attach    Prepare -> Persist(Begun) -> Prepare -> Send(Ready)
-//!  receive   Round; Sockets -> Store; Dumped -> AwaitFiles
+//!  receive   Round; Freezing -> Warm; Sockets -> Store; Dumped -> AwaitFiles
 //!  rebuild   Complete -> Rebuild -> EngineRebuilt -> RebuildSockets -> Persist(Prepared) -> Send(Prepared)
 //!  grant     Grant -> Persist(Granted) -> EngineRelease
 //!  open      EngineReady -> Persist(Released) -> Send(Released), Open -> Opened -> EngineResume -> EngineRunning -> Send(Opened)

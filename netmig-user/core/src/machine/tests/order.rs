@@ -110,7 +110,11 @@ fn source_answers(action: &source::Action, moment: &mut usize) -> Vec<source::Ev
         }
         Action::Attach => Done::Attached,
         Action::Disarm => Done::Disarmed,
-        Action::Precopy(n) => Done::Round(*n),
+        Action::Precopy(n) => Done::Round {
+            round: *n,
+            more: true,
+            ms: 1,
+        },
         Action::Drain => Done::Drained,
         Action::Freeze => return vec![Event::EngineStarting],
         Action::EngineGoOn => {
@@ -152,7 +156,11 @@ fn any_source_event(rng: &mut Rng) -> source::Event {
     let done = [
         Done::Attached,
         Done::Disarmed,
-        Done::Round(1),
+        Done::Round {
+            round: 1,
+            more: false,
+            ms: 1,
+        },
         Done::Drained,
         Done::Closed,
         Done::Granted,
@@ -336,6 +344,7 @@ fn target_answers(action: &target::Action) -> Vec<target::Event> {
         Action::EngineResume => Event::EngineRunning,
         Action::Discard => Event::Discarded(Vec::new()),
         Action::Send(_)
+        | Action::Warm
         | Action::Store(_)
         | Action::SetTimer(..)
         | Action::ClearTimer(_)

@@ -219,7 +219,7 @@ impl Party for Target {
                 refused: target::Event::NotPersisted(record.clone(), "no space".into()),
             },
             Discard => Class::Sweep,
-            Store(_) | EngineRelease | EngineResume => Class::Answer,
+            Warm | Store(_) | EngineRelease | EngineResume => Class::Answer,
             Answer(_) | Prepare(_) | AwaitFiles { .. } | Rebuild | RebuildSockets | Open => {
                 Class::Step
             }

@@ -86,7 +86,11 @@ impl SourceWorld {
                 self.disarmed = true;
                 Done::Disarmed
             }
-            Action::Precopy(n) => Done::Round(*n),
+            Action::Precopy(n) => Done::Round {
+                round: *n,
+                more: true,
+                ms: 1,
+            },
             Action::Drain => {
                 self.gate = Gate::Drain;
                 Done::Drained

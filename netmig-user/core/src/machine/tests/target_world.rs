@@ -67,7 +67,7 @@ impl TargetWorld {
                 self.gate = Gate::Closed;
                 Event::Created
             }
-            Action::Store(_) => return Ok((None, None)),
+            Action::Store(_) | Action::Warm => return Ok((None, None)),
             Action::AwaitFiles { .. } => Event::Complete,
             Action::Rebuild => {
                 self.engines += 1;

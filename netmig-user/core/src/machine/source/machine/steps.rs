@@ -5,6 +5,9 @@ use crate::{
     proto::{Answer, ToTarget},
 };
 
+/// A runtime that waits for its images gives up after minutes (podman: 240 s): it is started early only where they come soon.
+const FREEZING_LIMIT_MS: u64 = 10_000;
+
 impl Machine {
     pub(super) fn done(&mut self, done: Done) {
         match (done, &mut self.state) {
@@ -46,11 +49,14 @@ impl Machine {
                 *here = Attaching::Record;
                 self.push(Action::Persist(Record::Disarmed));
             }
-            (Done::Round(n), State::Precopying(now)) if n == *now => {
-                self.send(ToTarget::Round(n));
-                if n < self.options.precopy_rounds {
-                    self.step(Action::Precopy(n + 1), State::Precopying(n + 1));
+            (Done::Round { round, more, ms }, State::Precopying(now)) if round == *now => {
+                self.send(ToTarget::Round(round));
+                if more && round < self.options.precopy_rounds {
+                    self.step(Action::Precopy(round + 1), State::Precopying(round + 1));
                 } else {
+                    if ms <= FREEZING_LIMIT_MS {
+                        self.send(ToTarget::Freezing);
+                    }
                     self.step(Action::Freeze, State::Starting);
                 }
             }

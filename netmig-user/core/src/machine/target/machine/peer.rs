@@ -34,6 +34,7 @@ impl Machine {
                 );
             }
             // A round's end changes nothing here: files and pages are where they belong already.
+            ToTarget::Freezing if self.state == State::Receiving => self.push(Action::Warm),
             ToTarget::Sockets(_) if self.state == State::Receiving => {
                 self.push(Action::Store(Box::new(message)))
             }
@@ -58,6 +59,7 @@ impl Machine {
             ToTarget::Ask(_)
             | ToTarget::Prepare(_)
             | ToTarget::Round(_)
+            | ToTarget::Freezing
             | ToTarget::Sockets(_)
             | ToTarget::Dumped { .. }
             | ToTarget::Grant(_) => {}

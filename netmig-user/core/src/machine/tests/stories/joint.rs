@@ -23,6 +23,7 @@ fn the_good_path_is_the_order_of_the_design() {
         "target does Prepare",
         "target does Send(Ready",
         "source does Precopy(1)",
+        "source does Send(Freezing)",
         "source does Freeze",
         "source does Drain",
         "source hears EngineFrozen",

@@ -47,7 +47,11 @@ impl Source {
             Event::Done(Done::Disarmed),
             Event::Message(ToSource::Ready),
             Event::Persisted(Record::Disarmed),
-            Event::Done(Done::Round(1)),
+            Event::Done(Done::Round {
+                round: 1,
+                more: false,
+                ms: 1,
+            }),
             Event::EngineStarting,
             Event::Done(Done::Drained),
             Event::EngineFrozen,
@@ -367,7 +371,11 @@ fn a_hook_that_comes_again_gets_its_answer_again() {
         Event::Done(Done::Disarmed),
         Event::Persisted(source::Record::Disarmed),
         Event::Message(ToSource::Ready),
-        Event::Done(Done::Round(1)),
+        Event::Done(Done::Round {
+            round: 1,
+            more: false,
+            ms: 1,
+        }),
     ] {
         early.hears(event);
     }

@@ -1,0 +1,119 @@
+//! The hold of a move: what comes to the closed gate is kept, shipped, and delivered where the container is when the gate opens.
+//!
+//! The source keeps every held packet until the move has ended: if it takes the container back, it delivers them itself. The target
+//! delivers the source's packets first and what came to itself behind them. Held packets are no promise: what is lost here is lost as on
+//! a wire, and counted.
+mod delivery;
+
+pub use delivery::Delivery;
+
+use std::time::Duration;
+
+use netmig_common::Side;
+use netmig_core::{id::MoveId, image::v1::net::Network};
+
+use crate::{
+    gate::{
+        self, Gate, Orientation, Point,
+        hold::{Injector, Reader},
+    },
+    net::Link,
+};
+
+/// An opening that is not over by then ends: the gate passes whatever is still held.
+pub const OPENING: Duration = Duration::from_secs(3);
+
+/// Longest wait for a packet before a reader looks whether it is still wanted.
+pub const LOOK: Duration = Duration::from_millis(50);
+
+/// Where packets of one link are held.
+pub struct Tap {
+    /// Place of the link in the move's network.
+    pub link: u16,
+    /// The gate's point.
+    pub point: Point,
+    /// Its packets.
+    pub reader: Reader,
+}
+
+/// The links whose packets can be held, with the gate's points: those with an end on the host, where packets can be put in.
+pub fn places(links: &[Link], network: &Network, points: &[Point]) -> Vec<(u16, Point)> {
+    let place = |link: &Link| {
+        let place = network.links.iter().position(|l| l.name == link.name)?;
+        let crate::net::LinkKind::Veth { host_ifindex, .. } = &link.kind else {
+            return None;
+        };
+        let point = points.iter().find(|point| {
+            point.orientation == Orientation::HostSide && point.ifindex == *host_ifindex
+        })?;
+        Some((u16::try_from(place).ok()?, point.clone()))
+    };
+    links.iter().filter_map(place).collect()
+}
+
+/// Makes a TAP for each place. It holds nothing before the gate is told.
+///
+/// # Errors
+/// One cannot be made.
+pub fn taps(mv: MoveId, side: Side, places: Vec<(u16, Point)>) -> Result<Vec<Tap>, gate::Error> {
+    places
+        .into_iter()
+        .map(|(link, point)| {
+            let reader = Reader::create(point.netns.as_deref(), &name(mv, side, link))?;
+            Ok(Tap {
+                link,
+                point,
+                reader,
+            })
+        })
+        .collect()
+}
+
+/// A name of 15 characters at most (`IFNAMSIZ`) that no other move's hold has.
+fn name(mv: MoveId, side: Side, link: u16) -> String {
+    let side = match side {
+        Side::Source => 's',
+        Side::Target => 't',
+    };
+    let id = mv.to_string();
+    format!("nm{side}{}{link}", id.get(..8).unwrap_or(&id))
+}
+
+/// Where held packets are put in.
+///
+/// # Errors
+/// A point has no host's end, or the kernel refuses.
+pub fn injectors<'a>(
+    places: impl IntoIterator<Item = (u16, &'a Point)>,
+) -> Result<Vec<(u16, Injector)>, gate::Error> {
+    places
+        .into_iter()
+        .map(|(link, point)| Ok((link, Injector::open(point)?)))
+        .collect()
+}
+
+/// A hold whose reader died with its agent is none: the gate drops and counts again.
+pub fn forget(gate: &Gate) {
+    for point in gate.points() {
+        if let Err(e) = gate.end_hold(point) {
+            tracing::warn!("{}: {e}", point.name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_and_tell_links_and_sides_apart() {
+        let mv = MoveId(*b"0123456789abcdef");
+        let names = [
+            name(mv, Side::Source, 0),
+            name(mv, Side::Source, 9999),
+            name(mv, Side::Target, 0),
+        ];
+        assert!(names.iter().all(|name| name.len() < libc::IFNAMSIZ));
+        assert!(names[0] != names[1] && names[0] != names[2]);
+    }
+}

@@ -1,0 +1,404 @@
+//! The hold at the source: packets of the blackout are kept and shipped as they come.
+mod kept;
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use netmig_common::{Mode, Side};
+use netmig_core::{
+    frame::{Frame, HoldBegin, HoldMark, HoldPoint},
+    id::MoveId,
+    proto::{Channel, Hello},
+    report::Packets,
+};
+use tokio::sync::Notify;
+use tracing::warn;
+
+use self::kept::{Ended, Kept, Next, told};
+use super::{
+    super::hold::{self, Delivery, LOOK, OPENING, Tap},
+    steps::Steps,
+};
+use crate::{
+    agent::local::Told,
+    gate::{
+        Gate, Point,
+        hold::{Limit, Order},
+    },
+    wire::{dial::Dialer, pipe::Pipe},
+};
+
+/// Between two attempts to open the connection.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How long the target may take, once it has heard that nothing more comes, to say what it did.
+const ACCOUNT: Duration = Duration::from_secs(3);
+/// How long the target may take to open and to announce, once it has released.
+const ANNOUNCING: Duration = Duration::from_secs(2);
+/// How long packets that were redirected before a mark may take to be read.
+const READING: Duration = Duration::from_millis(20);
+/// Between two looks at a delivery.
+const GLANCE: Duration = Duration::from_millis(1);
+
+/// The source's hold of one move.
+pub(super) struct Hold {
+    shared: Arc<Shared>,
+    points: Vec<(u16, Point)>,
+}
+
+struct Shared {
+    mv: MoveId,
+    order: Order,
+    kept: Mutex<Kept>,
+    /// For threads that wait.
+    changed: Condvar,
+    /// For the task that ships.
+    news: Notify,
+    /// The readers end.
+    over: AtomicBool,
+}
+
+/// A delivery at the source, under way.
+pub(super) struct Returning {
+    thread: thread::JoinHandle<()>,
+    hold: Arc<Hold>,
+    /// The gate may pass once all is in.
+    last: Arc<AtomicBool>,
+}
+
+impl Hold {
+    /// Registers a TAP at each of the gate's points that takes one, and reads them from now on: the gate, in mode `pass`, redirects
+    /// nothing yet.
+    ///
+    /// # Errors
+    /// A TAP cannot be made.
+    pub(super) fn begin(mv: MoveId, gate: &Gate, taps: Vec<Tap>, limit: Limit) -> Result<Self> {
+        for tap in &taps {
+            gate.hold(&tap.point, &tap.reader)?;
+        }
+        let shared = Arc::new(Shared {
+            mv,
+            order: gate.order(),
+            kept: Mutex::new(Kept::new(limit)),
+            changed: Condvar::new(),
+            news: Notify::new(),
+            over: AtomicBool::new(false),
+        });
+        let points = taps.iter().map(|t| (t.link, t.point.clone())).collect();
+        for tap in taps {
+            let shared = shared.clone();
+            thread::spawn(move || shared.read(tap));
+        }
+        Ok(Self { shared, points })
+    }
+
+    /// The task that ships, on a connection of its own. It ends with the move.
+    pub(super) async fn ship(self: Arc<Self>, dialer: Dialer, hello: Hello, begin: HoldBegin) {
+        loop {
+            let carried = self.connect(&dialer, &hello, begin).await;
+            let again = self.shared.kept().down();
+            self.shared.changed.notify_all();
+            let Err(e) = carried else { return };
+            if !again {
+                return warn!(mv = %self.shared.mv, "held packets: {e:#}");
+            }
+            warn!(mv = %self.shared.mv, "held packets, once more from the first one on: {e:#}");
+            tokio::time::sleep(AGAIN).await;
+            if self.shared.kept().local {
+                return;
+            }
+        }
+    }
+
+    async fn connect(&self, dialer: &Dialer, hello: &Hello, begin: HoldBegin) -> Result<()> {
+        let (mut pipe, carrier) = Pipe::of_connection(dialer.dial()?);
+        self.carry(&mut pipe, hello, begin)
+            .await
+            .with_context(|| format!("ssh says: {}", carrier.complaints()))
+    }
+
+    async fn carry(&self, pipe: &mut Pipe, hello: &Hello, begin: HoldBegin) -> Result<()> {
+        pipe.send(Frame::Hello(Box::new(hello.clone()))).await?;
+        pipe.send(Frame::HoldBegin(begin)).await?;
+        self.shared.kept().up = true;
+        loop {
+            let next = self.shared.kept().next();
+            match next {
+                Next::Send(frame) => {
+                    pipe.send(frame).await?;
+                    self.shared.changed.notify_all();
+                    continue;
+                }
+                Next::Over => return Ok(()),
+                Next::Wait => {}
+            }
+            tokio::select! {
+                () = self.shared.news.notified() => {}
+                frame = pipe.receive() => match frame? {
+                    Some(Frame::HoldMark(HoldMark { point: HoldPoint::Announced, .. })) => {
+                        self.shared.kept().announced = Some(self.shared.order.redirected());
+                    }
+                    Some(Frame::HoldDone(account)) => {
+                        self.shared.kept().account = Some(account);
+                        return Ok(());
+                    }
+                    Some(_) => bail!("the target sent a frame that does not belong on this connection"),
+                    None => bail!("the target closed the connection"),
+                },
+            }
+        }
+    }
+
+    /// The target may deliver from now on.
+    pub(super) fn granted(&self) {
+        self.shared.kept().granted = true;
+    }
+
+    /// The container lives at the target, or will in a moment: waits until nothing comes here any more, as far as the target can tell.
+    /// Until then the links here must stay.
+    pub(super) fn hand_over(&self) {
+        let until = Instant::now() + ANNOUNCING;
+        let mut kept = self.shared.kept();
+        while kept.up && !kept.answered && Instant::now() < until {
+            kept = self.shared.wait(kept, LOOK);
+        }
+    }
+
+    /// Forwards nothing any more, waits for the target's account and ends the readers. What went otherwise than it should, in words.
+    pub(super) fn close(&self, gate: Option<&Gate>) -> Vec<String> {
+        let until = Instant::now() + ACCOUNT;
+        let mut kept = self.shared.kept();
+        kept.ended = Ended::ToSay;
+        self.shared.news.notify_one();
+        while kept.up && kept.account.is_none() && Instant::now() < until {
+            kept = self.shared.wait(kept, LOOK);
+        }
+        let mut left = kept.told();
+        let held = kept.queue.len() as u64;
+        match kept.account {
+            None if held > 0 => left.push(format!(
+                "the target has not said how many of {held} held packets it has delivered"
+            )),
+            Some(account) => left.extend(told(&account, held)),
+            None => {}
+        }
+        drop(kept);
+        self.stop(gate);
+        left
+    }
+
+    /// Nothing is held any more.
+    pub(super) fn stop(&self, gate: Option<&Gate>) {
+        if let Some(gate) = gate {
+            hold::forget(gate);
+        }
+        self.shared.over.store(true, Ordering::SeqCst);
+        self.shared.kept().local = true;
+        self.shared.news.notify_one();
+    }
+
+    /// Delivers to the container here what was held, behind the gate that has just been set to open.
+    pub(super) fn return_here(self: Arc<Self>, netns: &Path) -> Result<Returning> {
+        self.shared.kept().local = true;
+        self.shared.news.notify_one();
+        let injectors = hold::injectors(self.points.iter().map(|(link, point)| (*link, point)))?;
+        let mut delivery = Delivery::new(injectors, self.shared.order.clone(), netns);
+        let last = Arc::new(AtomicBool::new(false));
+        let (hold, ends) = (self.clone(), last.clone());
+        let thread = thread::spawn(move || hold.deliver(&mut delivery, &ends));
+        Ok(Returning {
+            thread,
+            hold: self,
+            last,
+        })
+    }
+
+    fn deliver(&self, delivery: &mut Delivery, ends: &AtomicBool) {
+        let mut kept = self.shared.kept();
+        loop {
+            while let Some((link, packet)) = kept.queue.pop() {
+                drop(kept);
+                delivery.give(link, packet, true);
+                kept = self.shared.kept();
+            }
+            drop(kept);
+            delivery.go_on();
+            kept = self.shared.kept();
+            kept.local_replayed = delivery.replayed();
+            kept.local_dropped = delivery.dropped();
+            if kept.queue.is_empty() {
+                if delivery.is_idle() && ends.load(Ordering::SeqCst) {
+                    return;
+                }
+                kept = self.shared.wait(kept, GLANCE);
+            }
+        }
+    }
+
+    /// What was done here and at the target.
+    pub(super) fn packets(&self) -> Packets {
+        let kept = self.shared.kept();
+        let account = kept.account.unwrap_or_default();
+        let lost: u64 = account.dropped.iter().sum();
+        Packets {
+            held: kept.read - kept.queue.dropped().total() + account.direct,
+            replayed: kept.local_replayed + account.replayed,
+            dropped: kept.queue.dropped().total() + kept.local_dropped.total() + lost,
+            answered: 0,
+        }
+    }
+}
+
+impl Shared {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, kept: MutexGuard<'a, Kept>, limit: Duration) -> MutexGuard<'a, Kept> {
+        self.changed
+            .wait_timeout(kept, limit)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+    }
+
+    fn read(&self, mut tap: Tap) {
+        while !self.over.load(Ordering::SeqCst) {
+            match tap.reader.next(LOOK) {
+                Ok(Some(packet)) => {
+                    let mut kept = self.kept();
+                    kept.read += 1;
+                    if !kept.queue.push(tap.link, packet) {
+                        self.order.done(1);
+                    }
+                    drop(kept);
+                    self.news.notify_one();
+                    self.changed.notify_all();
+                }
+                Ok(None) => {}
+                Err(e) => return warn!(mv = %self.mv, "the hold ends: {e}"),
+            }
+        }
+    }
+}
+
+impl Returning {
+    /// To be called once the container runs: waits until all is in, lets the gate pass, and ends the hold. What went otherwise, in words.
+    pub(super) fn finish(self, gate: &Gate, epoch: netmig_core::id::Epoch) -> Vec<String> {
+        let mut left = Vec::new();
+        let order = &self.hold.shared.order;
+        let settled = |limit| {
+            let until = Instant::now() + limit;
+            while order.pending() > 0 && Instant::now() < until {
+                thread::sleep(GLANCE);
+            }
+        };
+        settled(OPENING);
+        if let Err(e) = gate
+            .set_mode(Mode::Pass, epoch, None)
+            .and_then(|()| gate.settle())
+        {
+            left.push(format!("ending the hold: {e}"));
+        }
+        // What a program was just redirecting.
+        settled(READING);
+        self.last.store(true, Ordering::SeqCst);
+        self.hold.shared.changed.notify_all();
+        if self.thread.join().is_err() {
+            left.push("the thread that delivers held packets panicked".to_owned());
+        }
+        left.extend(self.hold.shared.kept().told());
+        let dropped = self.hold.shared.kept().local_dropped;
+        if dropped.total() > 0 {
+            left.push(format!("{dropped} held packets could not be delivered"));
+        }
+        self.hold.stop(Some(gate));
+        left
+    }
+}
+
+impl Steps {
+    /// A hold for the gate that has just been attached. Without one the gate drops, and that is said.
+    pub(super) fn begin_hold(&self, gate: &Gate, places: Vec<(u16, Point)>) -> Option<Arc<Hold>> {
+        // Everything would be dropped in any case.
+        if self.spec.hold_limit == 0 || places.is_empty() {
+            return None;
+        }
+        let begun = hold::taps(self.id, Side::Source, places)
+            .map_err(anyhow::Error::from)
+            .and_then(|taps| {
+                Hold::begin(self.id, gate, taps, Limit::of_bytes(self.spec.hold_limit))
+            });
+        match begun {
+            Ok(hold) => Some(Arc::new(hold)),
+            Err(e) => {
+                hold::forget(gate);
+                self.feed.tell(Told::Note(format!(
+                    "packets of the blackout are dropped, for they cannot be held: {e:#}"
+                )));
+                None
+            }
+        }
+    }
+
+    /// The connection for held packets, opened while there is time.
+    pub(super) fn open_hold(&self) {
+        let Some(hold) = self.state().hold.clone() else {
+            return;
+        };
+        let begin = HoldBegin {
+            limit: self.spec.hold_limit,
+            barrier_us: self.spec.barrier_limit_ms.saturating_mul(1000),
+        };
+        let (dialer, hello) = (self.dialer.clone(), self.hello(Channel::Hold));
+        self.handle.spawn(hold.ship(dialer, hello, begin));
+    }
+
+    /// The tasks are about to be stopped one after the other: from now on datagrams, which nobody may read in time, are held.
+    pub(super) fn hold_datagrams(&self) -> Result<()> {
+        let state = self.state();
+        let (Some(gate), Some(_)) = (&state.gate, &state.hold) else {
+            return Ok(());
+        };
+        match gate.mode()?.mode {
+            Mode::Pass => {
+                gate.drain_all(false, false)?;
+                gate.hold_datagrams(true)?;
+                gate.set_mode(Mode::Drain, self.life.epoch, Some(self.draining()))?;
+            }
+            Mode::Drain => gate.hold_datagrams(true)?,
+            // Everything is held.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Opens the gate in order, what was held first; none where nothing was held, then the gate is to be opened as it is.
+    pub(super) fn return_held(&self, gate: &Gate) -> Result<Option<Returning>> {
+        let hold = self.state().hold.clone();
+        let Some(hold) = hold else { return Ok(None) };
+        let netns = self.netns()?;
+        match gate.mode()?.mode {
+            Mode::Closed => gate.open_in_order(self.life.epoch, OPENING)?,
+            // Datagrams may be held already.
+            Mode::Drain => {
+                gate.set_mode(Mode::Closed, self.life.epoch, None)?;
+                gate.open_in_order(self.life.epoch, OPENING)?;
+            }
+            // The lease ran out and has opened it; what was held until then is delivered all the same.
+            Mode::Expired => gate.set_mode(Mode::Pass, self.life.epoch, None)?,
+            // It was never closed.
+            _ => {
+                hold.stop(Some(gate));
+                return Ok(None);
+            }
+        }
+        hold.return_here(&netns).map(Some)
+    }
+}

@@ -1,0 +1,240 @@
+//! What the source has held, and what of it goes out next.
+use netmig_core::frame::{Frame, HELD_LIMIT, Held, HeldPacket, HoldDone, HoldMark, HoldPoint};
+
+use crate::gate::hold::{Counts, Limit, Queue, in_words};
+
+/// What was held, and how far it is on its way.
+pub(super) struct Kept {
+    pub(super) queue: Queue,
+    /// Packets read so far.
+    pub(super) read: u64,
+    /// Packets of the queue that went out on the present connection.
+    pub(super) shipped: usize,
+    /// No other connection may be opened: the target may have delivered already.
+    pub(super) granted: bool,
+    /// The target has opened; to be answered once what was redirected before (so many packets) is shipped.
+    pub(super) announced: Option<u64>,
+    /// That is answered.
+    pub(super) answered: bool,
+    /// Nothing more is shipped: to be said, or said.
+    pub(super) ended: Ended,
+    /// Delivered here: nothing is shipped any more.
+    pub(super) local: bool,
+    /// The connection stands.
+    pub(super) up: bool,
+    pub(super) account: Option<HoldDone>,
+    pub(super) local_replayed: u64,
+    pub(super) local_dropped: Counts,
+}
+
+/// Whether the end is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    No,
+    ToSay,
+    Said,
+}
+
+/// What is to be done for the connection.
+pub(super) enum Next {
+    Send(Frame),
+    Wait,
+    Over,
+}
+
+impl Kept {
+    /// Nothing yet.
+    pub(super) fn new(limit: Limit) -> Self {
+        Self {
+            queue: Queue::new(limit),
+            read: 0,
+            shipped: 0,
+            granted: false,
+            announced: None,
+            answered: false,
+            ended: Ended::No,
+            local: false,
+            up: false,
+            account: None,
+            local_replayed: 0,
+            local_dropped: Counts::default(),
+        }
+    }
+
+    /// The connection is gone. True if another one may be opened, on which everything goes out once more.
+    pub(super) fn down(&mut self) -> bool {
+        self.up = false;
+        let again = !self.granted && !self.local;
+        if again {
+            self.shipped = 0;
+        }
+        again
+    }
+
+    /// What goes out next: packets first, as many as a frame takes.
+    pub(super) fn next(&mut self) -> Next {
+        if self.local {
+            return Next::Over;
+        }
+        if self.ended == Ended::Said {
+            return Next::Wait;
+        }
+        let mut held = Held::default();
+        let mut room = HELD_LIMIT;
+        while let Some((link, packet)) = self.queue.get(self.shipped + held.packets.len()) {
+            let needed = Held::room(packet.as_bytes());
+            if needed > room {
+                break;
+            }
+            room -= needed;
+            held.packets.push(HeldPacket {
+                link: *link,
+                data: packet.to_bytes(),
+            });
+        }
+        if !held.packets.is_empty() {
+            self.shipped += held.packets.len();
+            return Next::Send(Frame::Held(held));
+        }
+        let mark = |point| {
+            Next::Send(Frame::HoldMark(HoldMark {
+                point,
+                packets: self.shipped as u64,
+            }))
+        };
+        if self.announced.is_some_and(|before| self.read >= before) {
+            (self.announced, self.answered) = (None, true);
+            return mark(HoldPoint::Announced);
+        }
+        if self.ended == Ended::ToSay {
+            self.ended = Ended::Said;
+            return mark(HoldPoint::Ended);
+        }
+        Next::Wait
+    }
+
+    /// What did not fit, in words.
+    pub(super) fn told(&self) -> Vec<String> {
+        let dropped = self.queue.dropped();
+        let full = (dropped.total() > 0).then(|| {
+            format!("the hold was full: {dropped} packets were dropped; a larger --hold-limit keeps them")
+        });
+        full.into_iter().collect()
+    }
+}
+
+/// What the target's account means, where it is not all well.
+pub(super) fn told(account: &HoldDone, sent: u64) -> Vec<String> {
+    let mut told = Vec::new();
+    if account.received < sent {
+        told.push(format!(
+            "{} of {sent} held packets did not reach the target",
+            sent - account.received
+        ));
+    }
+    if account.dropped != [0; 4] {
+        told.push(format!(
+            "the target dropped {} held packets",
+            in_words(account.dropped)
+        ));
+    }
+    if account.late {
+        told.push("packets that came to the target were delivered before all that came to the source was there: the barrier's limit was over (--barrier-limit)".to_owned());
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::hold::Packet;
+
+    fn kept(packets: usize, length: usize) -> Kept {
+        let mut kept = Kept::new(Limit::default());
+        for _ in 0..packets {
+            let packet = Packet::from_bytes(vec![0; length]).expect("a packet");
+            assert!(kept.queue.push(3, packet));
+            kept.read += 1;
+        }
+        kept
+    }
+
+    fn sent(kept: &mut Kept) -> Vec<Frame> {
+        std::iter::from_fn(|| match kept.next() {
+            Next::Send(frame) => Some(frame),
+            Next::Wait | Next::Over => None,
+        })
+        .collect()
+    }
+
+    #[test]
+    fn packets_go_out_in_full_frames_and_marks_behind_them() {
+        let mut kept = kept(40, 60_000);
+        (kept.announced, kept.ended) = (Some(40), Ended::ToSay);
+        let frames = sent(&mut kept);
+        let packets: Vec<_> = frames
+            .iter()
+            .map(|frame| match frame {
+                Frame::Held(held) => held.packets.len(),
+                _ => 0,
+            })
+            .collect();
+        assert_eq!(packets, [17, 17, 6, 0, 0]);
+        let mark = |point| Frame::HoldMark(HoldMark { point, packets: 40 });
+        assert_eq!(
+            frames[3..],
+            [mark(HoldPoint::Announced), mark(HoldPoint::Ended)]
+        );
+    }
+
+    #[test]
+    fn a_mark_waits_for_what_was_redirected_before_it() {
+        let mut kept = kept(2, 100);
+        kept.announced = Some(3);
+        assert_eq!(sent(&mut kept).len(), 1, "two packets, no mark");
+        let packet = Packet::from_bytes(vec![0; 50]).expect("a packet");
+        assert!(kept.queue.push(3, packet));
+        kept.read += 1;
+        let frames = sent(&mut kept);
+        assert!(
+            matches!(&frames[..], [Frame::Held(_), Frame::HoldMark(mark)] if mark.packets == 3)
+        );
+        kept.ended = Ended::ToSay;
+        assert_eq!(sent(&mut kept).len(), 1);
+        let packet = Packet::from_bytes(vec![0; 50]).expect("a packet");
+        assert!(kept.queue.push(3, packet));
+        assert_eq!(sent(&mut kept).len(), 0, "nothing behind the end");
+    }
+
+    #[test]
+    fn a_connection_that_breaks_is_opened_anew_before_the_grant_alone() {
+        let mut kept = kept(2, 100);
+        assert_eq!(sent(&mut kept).len(), 1);
+        assert!(kept.down());
+        assert_eq!(sent(&mut kept).len(), 1, "once more from the first one");
+        kept.granted = true;
+        assert!(!kept.down() && sent(&mut kept).is_empty());
+    }
+
+    #[test]
+    fn what_is_delivered_here_is_not_shipped() {
+        let mut kept = kept(2, 100);
+        kept.local = true;
+        assert!(matches!(kept.next(), Next::Over));
+    }
+
+    #[test]
+    fn an_account_that_is_all_well_says_nothing() {
+        let mut account = HoldDone {
+            received: 7,
+            replayed: 7,
+            ..HoldDone::default()
+        };
+        assert!(told(&account, 7).is_empty());
+        assert_eq!(told(&account, 9).len(), 1);
+        account.dropped = [0, 2, 0, 0];
+        account.late = true;
+        let told = told(&account, 7);
+        assert!(told.len() == 2 && told[0].contains("2 UDP"), "{told:?}");
+    }
+}
