@@ -22,6 +22,9 @@ fn main() -> ExitCode {
     if let Command::Supervise(supervise) = &args.command {
         return engine::job::supervise_main(&supervise.dir);
     }
+    if let Command::HandoffEngine(helper) = &args.command {
+        return cli::handoff::helper(helper);
+    }
     match cli::run(args) {
         Ok(code) => code,
         Err(e) => {

@@ -1,6 +1,8 @@
 //! A container as its runtime knows it, and the addresses of things inside it.
 use serde::{Deserialize, Serialize};
-use std::{fmt, path::PathBuf};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+use crate::socket::Engine;
 
 /// Who manages the container on its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
@@ -12,6 +14,19 @@ pub enum Manager {
     Runc,
     /// crun, called directly.
     Crun,
+    /// None: a program in a named network namespace that saves and loads itself (docs/handoff.md).
+    Bare,
+}
+
+impl Manager {
+    /// What moves the processes of such a container.
+    #[must_use]
+    pub fn engine(self) -> Engine {
+        match self {
+            Self::Podman | Self::Runc | Self::Crun => Engine::Criu,
+            Self::Bare => Engine::Handoff,
+        }
+    }
 }
 
 impl fmt::Display for Manager {
@@ -20,6 +35,7 @@ impl fmt::Display for Manager {
             Self::Podman => "podman",
             Self::Runc => "runc",
             Self::Crun => "crun",
+            Self::Bare => "bare",
         })
     }
 }
@@ -125,6 +141,15 @@ pub enum Recipe {
         bundle: PathBuf,
         /// Absolute path of the root file system.
         rootfs: PathBuf,
+    },
+    /// A program that hands itself over: how it is started at the target, as it said when it registered.
+    Bare {
+        /// Program and arguments; empty: its operator has started it at the target.
+        command: Vec<String>,
+        /// Working directory, absolute.
+        directory: Option<PathBuf>,
+        /// Variables added to the agent's environment.
+        environment: BTreeMap<String, String>,
     },
 }
 

@@ -369,7 +369,8 @@ pub const RULES: &[Rule] = {
     const RETRY: &str = "the peer repeats its SYN";
     const OPAQUE: &str = "the kernel does not let its state out; close it before the move";
     const MPTCP: &str = "CRIU refuses MPTCP descriptors; run the program without MPTCP (Go: GODEBUG=multipathtcp=0)";
-    const HANDED: &str = "only TCP and UDP descriptors can be handed over";
+    const ANEW: &str =
+        "only TCP and UDP descriptors can be handed over; the program makes it anew at the target";
     &[
         rule(TcpEstablished, Criu, TRIO, ECN),
         rule(TcpCloseWait, Criu, TRIO, ECN),
@@ -511,30 +512,44 @@ pub const RULES: &[Rule] = {
             TcpEmbryo,
             Handoff,
             NOBODY,
-            Reset("not accepted, and an accept queue is not carried"),
+            Reset(
+                "an accept queue is not carried; the program accepts it before it saves, or it is lost",
+            ),
         ),
         rule(TcpTimeWait, Handoff, NOBODY, Reset(NO_PORT)),
         rule(
             TcpSynSent,
             Handoff,
             NOBODY,
-            Reset("its connect() is not carried"),
+            Reset("its connect() is not carried; the program connects anew at the target"),
         ),
         rule(TcpSynRecv, Handoff, NOBODY, Reset(RETRY)),
         rule(TcpListen, Handoff, SELF_MADE, Moves),
-        rule(TcpClosed, Handoff, SELF_MADE, Moves),
-        rule(TcpUlp, Handoff, NOBODY, Refused(OPAQUE)),
+        rule(
+            TcpClosed,
+            Handoff,
+            NOBODY,
+            Reset("not connected; the program makes it anew at the target"),
+        ),
+        rule(
+            TcpUlp,
+            Handoff,
+            NOBODY,
+            Reset("the kernel does not let its state out, so it cannot be handed over"),
+        ),
         rule(
             TcpSigned,
             Handoff,
             NOBODY,
-            Refused("its MD5 keys are not carried; close it before the move"),
+            Reset("its MD5 keys are not carried, so it cannot be handed over"),
         ),
         rule(
             MptcpPath,
             Handoff,
             NOBODY,
-            Refused("MPTCP sockets refuse TCP_REPAIR"),
+            Reset(
+                "MPTCP sockets refuse TCP_REPAIR, so they cannot be handed over (Go: GODEBUG=multipathtcp=0)",
+            ),
         ),
         rule(
             TcpElsewhere,
@@ -546,7 +561,9 @@ pub const RULES: &[Rule] = {
             Mptcp,
             Handoff,
             NOBODY,
-            Refused("MPTCP sockets refuse TCP_REPAIR"),
+            Reset(
+                "MPTCP sockets refuse TCP_REPAIR, so they cannot be handed over (Go: GODEBUG=multipathtcp=0)",
+            ),
         ),
         rule(Udp, Handoff, SELF_MADE, Moves),
         rule(
@@ -558,20 +575,20 @@ pub const RULES: &[Rule] = {
         rule(
             UdpCorked,
             Handoff,
-            SELF_MADE,
-            Without(&["the corked datagram"]),
+            NOBODY,
+            Refused("a corked datagram is not carried; move when it is sent"),
         ),
-        rule(UdpLite, Handoff, NOBODY, Refused(HANDED)),
-        rule(Ping, Handoff, NOBODY, Refused(HANDED)),
-        rule(Raw, Handoff, NOBODY, Refused(HANDED)),
-        rule(Sctp, Handoff, NOBODY, Refused(HANDED)),
-        rule(Unix, Handoff, NOBODY, Refused(HANDED)),
-        rule(UnixOutside, Handoff, NOBODY, Refused(HANDED)),
-        rule(Packet, Handoff, NOBODY, Refused(HANDED)),
-        rule(Netlink, Handoff, NOBODY, Refused(HANDED)),
-        rule(Vsock, Handoff, NOBODY, Refused(HANDED)),
-        rule(Xdp, Handoff, NOBODY, Refused(HANDED)),
-        rule(Smc, Handoff, NOBODY, Refused(HANDED)),
+        rule(UdpLite, Handoff, NOBODY, Reset(ANEW)),
+        rule(Ping, Handoff, NOBODY, Reset(ANEW)),
+        rule(Raw, Handoff, NOBODY, Reset(ANEW)),
+        rule(Sctp, Handoff, NOBODY, Reset(ANEW)),
+        rule(Unix, Handoff, NOBODY, Reset(ANEW)),
+        rule(UnixOutside, Handoff, NOBODY, Reset(ANEW)),
+        rule(Packet, Handoff, NOBODY, Reset(ANEW)),
+        rule(Netlink, Handoff, NOBODY, Reset(ANEW)),
+        rule(Vsock, Handoff, NOBODY, Reset(ANEW)),
+        rule(Xdp, Handoff, NOBODY, Reset(ANEW)),
+        rule(Smc, Handoff, NOBODY, Reset(ANEW)),
         rule(Kernel, Handoff, NOBODY, Moves),
         rule(
             Foreign,
@@ -583,9 +600,9 @@ pub const RULES: &[Rule] = {
             OtherNetns,
             Handoff,
             NOBODY,
-            Refused("it belongs to another network namespace; close it before the move"),
+            Reset("it belongs to another network namespace, so it cannot be handed over"),
         ),
-        rule(Other, Handoff, NOBODY, Refused(HANDED)),
+        rule(Other, Handoff, NOBODY, Reset(ANEW)),
     ]
 };
 
@@ -624,6 +641,34 @@ mod tests {
                 assert_eq!(found, 1, "{class:?} under {engine:?}");
             }
         }
+    }
+
+    #[test]
+    fn only_tcp_and_udp_are_handed_over() {
+        use Class::{TcpCloseWait, TcpEstablished, TcpListen, TcpShut, Udp, UdpQueued};
+        let created: HashSet<Class> = RULES
+            .iter()
+            .filter(|r| r.engine == Engine::Handoff && r.creates != By::Nobody)
+            .map(|r| r.class)
+            .collect();
+        let portable = [
+            TcpEstablished,
+            TcpCloseWait,
+            TcpShut,
+            TcpListen,
+            Udp,
+            UdpQueued,
+        ];
+        assert_eq!(created, HashSet::from(portable));
+        // No engine of another kind makes a socket where a program hands itself over.
+        assert!(
+            RULES
+                .iter()
+                .filter(|r| r.engine == Engine::Handoff)
+                .all(|r| [r.creates, r.options, r.queues]
+                    .iter()
+                    .all(|by| *by != By::Engine))
+        );
     }
 
     #[test]

@@ -26,11 +26,14 @@ use super::{
 };
 use crate::{
     driver::{feed::Feed, source, target},
-    engine::criu::hook::{HookReply, NetavarkReply},
+    engine::{
+        criu::hook::{HookReply, NetavarkReply},
+        handoff::programs::{Desk, SOCKET, Verdict},
+    },
     wire::pipe::Pipe,
 };
 
-/// An agent without a move and without a connection for so long ends; the next one who needs it starts another.
+/// An agent without a move, without a program that can be moved and without a connection for so long ends; the next one who needs it starts another.
 const IDLE: Duration = Duration::from_secs(30);
 
 /// A move on this host, as the agent's connections reach it.
@@ -90,6 +93,8 @@ pub async fn run() -> Result<()> {
     own_cgroup();
     let moves = Moves::default();
     take_up(&moves);
+    let programs = Desk::open(Arc::new(verdict))
+        .with_context(|| format!("listening for programs at {SOCKET}"))?;
     let listener = listen()?;
     info!(version = env!("CARGO_PKG_VERSION"), "agent listens");
     loop {
@@ -106,11 +111,12 @@ pub async fn run() -> Result<()> {
                 warn!("accepting a connection: {e}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
-            Err(_) if moves.all().is_empty() => break,
+            Err(_) if moves.all().is_empty() && programs.is_empty() => break,
             Err(_) => {}
         }
     }
     info!("agent is idle and ends");
+    fs::remove_file(SOCKET).context("removing the socket for programs")?;
     fs::remove_file(paths::socket()).context("removing the agent's socket")
 }
 
@@ -300,6 +306,32 @@ fn over(mv: MoveId) -> bool {
         journal::records::<source::Record>(&dir)
             .is_ok_and(|records| matches!(records.last(), None | Some(source::Record::Closed)))
     }
+}
+
+/// What became of the move that a program has saved itself for, by the source's journal.
+fn verdict(mv: MoveId) -> Option<Verdict> {
+    use crate::driver::journal;
+    use netmig_core::machine::source::Record;
+    let dir = paths::state(mv);
+    // Without a journal nothing was begun on this host.
+    if !dir.join("journal").exists() {
+        return Some(Verdict::Kept);
+    }
+    let records = match journal::records::<Record>(&dir) {
+        Ok(records) => records,
+        Err(e) => {
+            warn!(%mv, "a program waits for its end: {e:#}");
+            return None;
+        }
+    };
+    if records.is_empty() {
+        return Some(Verdict::Kept);
+    }
+    records.iter().rev().find_map(|record| match record {
+        Record::Released => Some(Verdict::Moved),
+        Record::Kept(_) => Some(Verdict::Kept),
+        _ => None,
+    })
 }
 
 async fn begin(mut stream: UnixStream, moves: &Moves, spec: MoveSpec) -> Result<()> {

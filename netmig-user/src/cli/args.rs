@@ -11,8 +11,8 @@ use crate::wire::dial::Destination;
 
 /// Moves a running container with its open connections to another host.
 ///
-/// The container's peers see a pause: no reset, no lost byte. The processes are moved by CRIU, run by the container's own runtime; the
-/// network is moved by netmig.
+/// The container's peers see a pause: no reset, no lost byte. The processes are moved by CRIU, run by the container's own runtime, or move
+/// themselves (handoff); the network is moved by netmig.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -42,6 +42,8 @@ pub enum Command {
     Check(Check),
     /// Show the gates that stand on this host
     Gate(Gate),
+    /// Start a program that can hand itself over, or list those that can
+    Handoff(Handoff),
     /// List the moves that wait on this host, and decide one
     Recover(Recover),
     /// The resident agent (started by whoever needs it)
@@ -52,6 +54,9 @@ pub enum Command {
     /// Supervises a runtime's command
     #[command(hide = true)]
     Supervise(Supervise),
+    /// The engine's part in a handoff, which the agent starts
+    #[command(hide = true)]
+    HandoffEngine(HandoffEngine),
 }
 
 /// Which container.
@@ -67,12 +72,15 @@ pub struct Which {
     /// A crun container, by id
     #[arg(long, value_name = "ID")]
     pub crun: Option<String>,
+    /// A program that hands itself over, by the name it has registered
+    #[arg(long, value_name = "NAME")]
+    pub handoff: Option<String>,
 }
 
 impl Which {
     /// Manager and name; none if no container was named.
     pub fn container(&self) -> Option<(Manager, &str)> {
-        named(&self.podman, &self.runc, &self.crun)
+        named(&self.podman, &self.runc, &self.crun, &self.handoff)
     }
 }
 
@@ -101,7 +109,7 @@ pub struct Move {
 
 /// Arguments of `migrate`.
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("what").required(true).multiple(false).args(["podman", "runc", "crun", "attach"]))]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(false).args(["podman", "runc", "crun", "handoff", "attach"]))]
 pub struct Migrate {
     /// A podman container, by name or id
     #[arg(long, value_name = "NAME")]
@@ -112,6 +120,9 @@ pub struct Migrate {
     /// A crun container, by id
     #[arg(long, value_name = "ID")]
     pub crun: Option<String>,
+    /// A program that hands itself over, by the name it has registered (`netmig-user handoff` lists them)
+    #[arg(long, value_name = "NAME")]
+    pub handoff: Option<String>,
     /// Follow a move that is under way (its terminal was closed, say)
     #[arg(long, value_name = "MOVE")]
     pub attach: Option<MoveId>,
@@ -245,16 +256,42 @@ pub struct Supervise {
     pub command: Vec<String>,
 }
 
+/// Arguments of `handoff`.
+#[derive(Debug, Args)]
+pub struct Handoff {
+    /// Start it in this network namespace: a name as `ip netns` has it, or a path
+    #[arg(long, value_name = "NETNS", requires = "command")]
+    pub netns: Option<PathBuf>,
+    /// List as JSON
+    #[arg(long, conflicts_with = "command")]
+    pub json: bool,
+    /// The program and its arguments; without one, the programs that have registered are listed
+    #[arg(last = true)]
+    pub command: Vec<String>,
+}
+
+/// Arguments of `handoff-engine`.
+#[derive(Debug, Args)]
+pub struct HandoffEngine {
+    /// Which end
+    #[arg(value_parser = ["save", "load"])]
+    pub verb: String,
+    /// The move's directory
+    pub dir: PathBuf,
+}
+
 /// The one container that is named.
 pub fn named<'a>(
     podman: &'a Option<String>,
     runc: &'a Option<String>,
     crun: &'a Option<String>,
+    handoff: &'a Option<String>,
 ) -> Option<(Manager, &'a str)> {
     let of = |manager, name: &'a Option<String>| name.as_deref().map(|name| (manager, name));
     of(Manager::Podman, podman)
         .or(of(Manager::Runc, runc))
         .or(of(Manager::Crun, crun))
+        .or(of(Manager::Bare, handoff))
 }
 
 fn bytes(text: &str) -> Result<u64, String> {

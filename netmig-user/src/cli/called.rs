@@ -47,7 +47,7 @@ fn run_hook(mv: MoveId, path: &Path) -> ExitCode {
     }
 }
 
-fn ask<R: serde::de::DeserializeOwned>(greeting: Greeting) -> io::Result<R> {
+pub(super) fn ask<R: serde::de::DeserializeOwned>(greeting: Greeting) -> io::Result<R> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

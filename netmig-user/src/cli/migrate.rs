@@ -56,8 +56,8 @@ pub async fn plan(args: args::Plan) -> Result<ExitCode> {
 }
 
 fn spec(args: &args::Migrate) -> Result<MoveSpec> {
-    let (manager, name) =
-        args::named(&args.podman, &args.runc, &args.crun).context("which container?")?;
+    let (manager, name) = args::named(&args.podman, &args.runc, &args.crun, &args.handoff)
+        .context("which container?")?;
     Ok(MoveSpec {
         drain_limit_ms: args.drain_limit,
         lease_ms: args.lease,

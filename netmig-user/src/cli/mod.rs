@@ -5,6 +5,7 @@ pub mod called;
 pub mod check;
 pub mod follow;
 pub mod gate;
+pub mod handoff;
 pub mod inspect;
 pub mod migrate;
 pub mod recover;
@@ -38,10 +39,13 @@ pub fn run(args: args::Cli) -> Result<ExitCode> {
             args::Command::Inspect(args) => inspect::run(&args).map(|()| ExitCode::SUCCESS),
             args::Command::Check(args) => check::run(&args),
             args::Command::Gate(args) => gate::run(&args).map(|()| ExitCode::SUCCESS),
+            args::Command::Handoff(args) => handoff::run(&args).await,
             args::Command::Recover(args) => recover::run(args).await,
             args::Command::Agent(args) => agent::run(args).await.map(|()| ExitCode::SUCCESS),
             args::Command::Rsh(args) => agent::rsh(args).await.map(|()| ExitCode::SUCCESS),
-            args::Command::Supervise(_) => unreachable!("taken before a runtime was started"),
+            args::Command::Supervise(_) | args::Command::HandoffEngine(_) => {
+                unreachable!("taken before a runtime was started")
+            }
         }
     });
     // A read of standard input cannot be cancelled: do not wait for it.

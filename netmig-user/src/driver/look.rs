@@ -5,12 +5,12 @@ use anyhow::{Result, bail};
 use netmig_core::{
     container::{Container, Manager, MountFate},
     proto::Question,
-    socket::{Class, Fate, Row},
+    socket::{Class, Engine, Fate, Kind, Row},
 };
 
 use crate::{
     agent::paths,
-    engine::{facts, task},
+    engine::{facts, handoff::programs::SOCKET, task},
     files, host, net,
     runtime::{self, Mounts},
     sock,
@@ -45,13 +45,24 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
     objections.extend(topology.refusals.iter().cloned());
     warnings.extend(topology.warnings.iter().cloned());
     let network = net::snapshot(&netns)?;
-    let pids = task::tasks(container.init_pid)?;
-    let rows = sock::rows(&netns, &pids)?;
+    let engine = manager.engine();
+    let mut rows = sock::rows_under(&netns, &tasks(&container)?, engine)?;
+    if engine == Engine::Handoff {
+        without_our_own(&mut rows);
+    }
     for row in &rows {
         match &row.fate {
             Fate::Refused(why) => objections.push(format!("{row}: {why}")),
             // Nobody can notice by a descriptor: a port's protection, a tool that looks at the namespace at this moment.
             Fate::Reset(why) if matches!(row.class, Class::TcpTimeWait | Class::Foreign) => {
+                warnings.push(format!("{row}: {why}"))
+            }
+            // The program knows what it does not hand over; what it has not accepted yet it accepts before it saves.
+            Fate::Reset(why)
+                if engine == Engine::Handoff
+                    && (row.class == Class::TcpEmbryo
+                        || !matches!(row.kind, Kind::Tcp | Kind::Mptcp)) =>
+            {
                 warnings.push(format!("{row}: {why}"))
             }
             Fate::Reset(why) if !allow.iter().any(|key| key == "reset") => {
@@ -62,10 +73,13 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
             _ => {}
         }
     }
-    let walked = facts::walk(container.init_pid)?;
-    objections.extend(walked.objections);
-    warnings.extend(walked.warnings);
-    let memory_bytes = walked.memory_bytes;
+    let mut memory_bytes = 0;
+    if engine == Engine::Criu {
+        let walked = facts::walk(container.init_pid)?;
+        objections.extend(walked.objections);
+        warnings.extend(walked.warnings);
+        memory_bytes = walked.memory_bytes;
+    }
     let mut file_bytes = 0;
     for place in files::sources(&container) {
         file_bytes += files::estimate(&place)?;
@@ -100,6 +114,31 @@ pub fn netns_of(container: &Container) -> Option<PathBuf> {
         .clone()
         .filter(|path| path.exists())
         .or_else(by_task)
+}
+
+/// The processes that hold the container's sockets while they run. A program without a container is one process among all of the host's.
+pub fn tasks(container: &Container) -> Result<Vec<i32>, task::Error> {
+    match container.manager.engine() {
+        Engine::Criu => task::tasks(container.init_pid),
+        Engine::Handoff => Ok(vec![container.init_pid]),
+    }
+}
+
+/// The program's connection with the agent is netmig's matter.
+fn without_our_own(rows: &mut Vec<Row>) {
+    let ours: Vec<u64> = rows
+        .iter()
+        .filter(|row| row.kind == Kind::Unix && row.local == SOCKET)
+        .map(|row| row.inode)
+        .collect();
+    let is_ours = |row: &Row| {
+        row.kind == Kind::Unix
+            && (ours.contains(&row.inode)
+                || ours
+                    .iter()
+                    .any(|inode| row.peer == format!("inode {inode}")))
+    };
+    rows.retain(|row| !is_ours(row));
 }
 
 fn refused_mounts(container: &Container) -> Vec<String> {

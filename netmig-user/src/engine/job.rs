@@ -305,20 +305,20 @@ fn supervise(dir: &Path) -> io::Result<()> {
 }
 
 /// A process that cannot be mistaken for a later one with the same pid.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Process {
-    pid: i32,
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Process {
+    pub(crate) pid: i32,
     /// Field 22 of /proc/PID/stat: clock ticks since boot.
     start: u64,
 }
 
 impl Process {
     /// Also of one that has ended and is not yet reaped: a command may be quicker than whoever notes its pid.
-    fn of(pid: i32) -> Option<Self> {
+    pub(crate) fn of(pid: i32) -> Option<Self> {
         Self::look(pid).map(|(process, _)| process)
     }
 
-    fn lives(&self) -> bool {
+    pub(crate) fn lives(&self) -> bool {
         Self::look(self.pid).is_some_and(|(now, ended)| now.start == self.start && !ended)
     }
 
@@ -346,7 +346,7 @@ impl Process {
     }
 }
 
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let new = path.with_extension("new");
     fs::write(&new, bytes).map_err(|e| file("writing", &new, e))?;
     fs::rename(&new, path).map_err(|e| file("renaming to", path, e))

@@ -137,6 +137,7 @@ pub fn sources(container: &Container) -> Vec<Place> {
                 file: true,
             }));
         }
+        Recipe::Bare { .. } => {}
     }
     places.extend(mounts(&container.mounts));
     places

@@ -1,4 +1,4 @@
-//! What the container belongs to: podman, runc, crun.
+//! What the container belongs to: podman, runc, crun, or nothing (bare).
 //!
 //! A runtime keeps its container through the move: netmig asks it what it has ([`Runtime::inspect`]), has it make the same at the target
 //! ([`Runtime::create`]), and has it run CRIU at both ends ([`crate::engine::criu`]). Nothing of its state is written behind its back.
@@ -12,8 +12,9 @@ use std::{
 use netmig_core::container::{Container, Manager, Mount, MountFate, SourcePolicy};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{cgroup, criu};
+use crate::engine::{self, Engine, cgroup, criu};
 
+pub mod bare;
 pub mod oci;
 pub mod podman;
 pub mod systemd;
@@ -73,6 +74,9 @@ pub enum Error {
     /// The engine's kit.
     #[error(transparent)]
     Engine(#[from] criu::Error),
+    /// A program that hands itself over.
+    #[error(transparent)]
+    Handoff(#[from] engine::handoff::Error),
 }
 
 impl Error {
@@ -180,7 +184,7 @@ impl CreatedContainer {
     }
 
     /// Kills what a restore left running. A CRIU that was killed after it made the tasks leaves them, and no runtime knows of them any more.
-    fn kill_tasks(&self) -> Result<(), Error> {
+    pub(crate) fn kill_tasks(&self) -> Result<(), Error> {
         let Some(cgroup) = self.cgroup().filter(|cgroup| cgroup.exists()) else {
             return Ok(());
         };
@@ -242,7 +246,8 @@ pub trait Runtime: Send + Sync {
     ///
     /// # Errors
     /// The runtime refuses; what was made is removed.
-    fn create(&self, container: &Container, kit: &criu::Kit) -> Result<CreatedContainer, Error>;
+    fn create(&self, container: &Container, engine: &dyn Engine)
+    -> Result<CreatedContainer, Error>;
 
     /// Removes what [`Runtime::create`] made; goes on after an error and gives them all.
     fn discard(&self, created: &CreatedContainer) -> Vec<Error>;
@@ -272,6 +277,7 @@ pub fn of(manager: Manager) -> &'static dyn Runtime {
         Manager::Podman => &podman::Podman,
         Manager::Runc => &oci::Direct(criu::flags::Oci::Runc),
         Manager::Crun => &oci::Direct(criu::flags::Oci::Crun),
+        Manager::Bare => &bare::Bare,
     }
 }
 

@@ -11,10 +11,7 @@ use super::{
     AfterRelease, CreatedContainer, Disarmed, Error, Inspected, Mounts, Runtime, make_bind_sources,
     make_dir, remove, tool,
 };
-use crate::engine::{
-    cgroup,
-    criu::{Kit, flags::Oci},
-};
+use crate::engine::{Engine, cgroup, criu::flags::Oci};
 
 /// runc or crun of this host.
 #[derive(Clone, Copy, Debug)]
@@ -129,7 +126,7 @@ impl Runtime for Direct {
         Vec::new()
     }
 
-    fn create(&self, container: &Container, _: &Kit) -> Result<CreatedContainer, Error> {
+    fn create(&self, container: &Container, _: &dyn Engine) -> Result<CreatedContainer, Error> {
         let (bundle, rootfs) = recipe(container)?;
         let Recipe::Bundle { config, .. } = &container.recipe else {
             return Err(no_recipe());
@@ -309,7 +306,7 @@ fn parse(path: &Path, text: &str) -> Result<Config, Error> {
 fn recipe(container: &Container) -> Result<(&Path, &Path), Error> {
     match &container.recipe {
         Recipe::Bundle { bundle, rootfs, .. } => Ok((bundle, rootfs)),
-        Recipe::Podman { .. } => Err(no_recipe()),
+        Recipe::Podman { .. } | Recipe::Bare { .. } => Err(no_recipe()),
     }
 }
 

@@ -61,6 +61,14 @@ pub enum Error {
         /// What was found.
         what: String,
     },
+    /// A descriptor that was handed over and cannot be.
+    #[error("{socket} was handed over, and cannot be: {why}")]
+    NotPortable {
+        /// Which socket.
+        socket: String,
+        /// What is in the way.
+        why: String,
+    },
     /// A queue did not give, or take, all bytes.
     #[error("the {queue} queue of {socket} gave {got} of {want} bytes")]
     Short {

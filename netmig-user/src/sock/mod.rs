@@ -12,6 +12,7 @@ mod holders;
 mod inject;
 mod kept;
 mod listen;
+mod make;
 pub mod option;
 mod pair;
 mod procnet;
@@ -25,7 +26,7 @@ use std::path::Path;
 
 use netmig_core::{
     image::v1::sock::{Holder, Left, Sockets},
-    socket::{Class, Engine, Fate, Row},
+    socket::{Class, Engine, Fate, Kind, Row},
 };
 
 pub use self::{
@@ -33,6 +34,7 @@ pub use self::{
     flows::{Flow, flows},
     holders::Place,
     kept::Kept,
+    make::{Made, make, portable},
     rebuilt::{Opened, Rebuilt},
     room::{Room, Rooms},
 };
@@ -61,10 +63,18 @@ pub fn rows(netns: &Path, pids: &[i32]) -> Result<Vec<Row>, Error> {
 /// # Errors
 /// If a socket cannot be read, or if the two ends of an inner connection cannot be reconciled.
 pub fn dump(netns: &Path, pids: &[i32]) -> Result<(Sockets, Kept), Error> {
-    within(netns, || dump_here(&holders::Held::by(pids)?))
+    dump_under(netns, pids, Engine::Criu)
 }
 
-fn dump_here(held: &holders::Held) -> Result<(Sockets, Kept), Error> {
+/// [`dump`] under any engine. Under `Handoff` one process holds what was handed over; what is neither TCP nor UDP is no matter of the image.
+///
+/// # Errors
+/// As there; and if something was handed over that the image cannot hold.
+pub fn dump_under(netns: &Path, pids: &[i32], engine: Engine) -> Result<(Sockets, Kept), Error> {
+    within(netns, || dump_here(&holders::Held::by(pids)?, engine))
+}
+
+fn dump_here(held: &holders::Held, engine: Engine) -> Result<(Sockets, Kept), Error> {
     let found = diag::all()?;
     let mut image = Sockets {
         kernel: common::kernel()?,
@@ -75,8 +85,8 @@ fn dump_here(held: &holders::Held) -> Result<(Sockets, Kept), Error> {
     let mut fresh = option::Fresh::default();
     for socket in &found {
         let Some(owned) = held.get(socket.inode) else {
-            let row = rows::row(socket, held, Engine::Criu)?;
-            if !matches!(row.class, Class::Kernel | Class::Foreign) {
+            let row = rows::row(socket, held, engine)?;
+            if !matches!(row.class, Class::Kernel | Class::Foreign) && concerns(&row, engine) {
                 image.left.push(left(&row));
             }
             continue;
@@ -100,20 +110,40 @@ fn dump_here(held: &holders::Held) -> Result<(Sockets, Kept), Error> {
                 image.udp.push(udp::dump(&fd, common, socket)?);
             }
             _ => {
-                let row = rows::row(socket, held, Engine::Criu)?;
-                if row.fate != Fate::Moves {
+                let row = rows::row(socket, held, engine)?;
+                if row.fate != Fate::Moves && concerns(&row, engine) {
+                    handed(&row, engine)?;
                     image.left.push(left(&row));
                 }
             }
         }
     }
-    let unlisted = rows::unlisted(&found, held, Engine::Criu)?;
-    image
-        .left
-        .extend(unlisted.iter().filter(|r| r.fate != Fate::Moves).map(left));
+    let unlisted = rows::unlisted(&found, held, engine)?;
+    for row in unlisted.iter().filter(|row| concerns(row, engine)) {
+        handed(row, engine)?;
+        image
+            .left
+            .extend((row.fate != Fate::Moves).then(|| left(row)));
+    }
     image.pairs = pair::reconcile(&mut image.tcp, &mut |i, tcp| tcp::refresh(kept.fd(i), tcp))?;
     image.check()?;
     Ok((image, kept))
+}
+
+/// Whether the image has to say something of it.
+fn concerns(row: &Row, engine: Engine) -> bool {
+    engine == Engine::Criu || matches!(row.kind, Kind::Tcp | Kind::Udp | Kind::Mptcp)
+}
+
+/// What was handed over and is not in the image would be missing at the target.
+fn handed(row: &Row, engine: Engine) -> Result<(), Error> {
+    match engine {
+        Engine::Criu => Ok(()),
+        Engine::Handoff => Err(Error::NotPortable {
+            socket: row.to_string(),
+            why: row.fate.to_string(),
+        }),
+    }
 }
 
 fn left(row: &Row) -> Left {
@@ -155,13 +185,23 @@ pub fn restore_at(
 /// # Errors
 /// If a descriptor is not there, or its connection is another one.
 pub fn adopt(netns: &Path, pids: &[i32], image: &Sockets) -> Result<Rebuilt, Error> {
-    image.check()?;
     let inside = holders::by_inner_pid(pids)?;
-    within(netns, || {
-        Rebuilt::adopt(netns, image, &|holder| {
-            inside
-                .get(&holder.pid)
-                .map(|&pid| Place { pid, fd: holder.fd })
-        })
+    adopt_at(netns, image, &|holder| {
+        inside
+            .get(&holder.pid)
+            .map(|&pid| Place { pid, fd: holder.fd })
     })
+}
+
+/// [`adopt`] where the caller says which descriptor stands for which holder.
+///
+/// # Errors
+/// As there.
+pub fn adopt_at(
+    netns: &Path,
+    image: &Sockets,
+    place: &(dyn Fn(&Holder) -> Option<Place> + Sync),
+) -> Result<Rebuilt, Error> {
+    image.check()?;
+    within(netns, || Rebuilt::adopt(netns, image, place))
 }

@@ -3,6 +3,7 @@
 mod beside;
 mod bundle;
 mod faults;
+mod handoff;
 mod hold;
 mod pairs;
 mod refusals;

@@ -111,10 +111,10 @@ impl Container {
     }
 }
 
-/// A lab that knows the image.
+/// A lab, which may know the image.
 pub struct Story {
     lab: Lab,
-    image: Image,
+    image: Option<Image>,
 }
 
 impl Story {
@@ -137,7 +137,20 @@ impl Story {
                 scope.spawn(move || image.load(host).expect("the image"));
             }
         });
-        Self { lab, image }
+        Self {
+            lab,
+            image: Some(image),
+        }
+    }
+
+    /// A lab without the image, with `binds`.
+    pub fn with(name: &str, binds: Vec<Bind>) -> Self {
+        let options = Options {
+            binds,
+            ..Options::default()
+        };
+        let lab = Lab::temporary(name, &options).expect("a lab");
+        Self { lab, image: None }
     }
 
     pub fn a(&self) -> &NamespaceHost {
@@ -153,7 +166,7 @@ impl Story {
     }
 
     pub fn image(&self) -> &str {
-        self.image.name()
+        self.image.as_ref().expect("a lab with the image").name()
     }
 
     /// The other of the two hosts.
@@ -367,7 +380,7 @@ impl Story {
     /// What a move may not leave on `host`, one line each.
     fn left(&self, host: &NamespaceHost) -> String {
         let links = 1 + host
-            .run(&["pgrep", "-cx", "redis-server"])
+            .run(&["pgrep", "-cx", "redis-server|handoff-echo"])
             .map_or(0, |n| n.trim().parse::<usize>().unwrap_or(0));
         let look = r#"
             ls -d /sys/fs/bpf/netmig/* 2>/dev/null || true
@@ -405,7 +418,10 @@ impl Story {
                 if left.is_empty() {
                     break;
                 }
-                let known = host.run(&["netmig-user", "recover"]).expect("recover");
+                // The agent that is asked may be one that is just being killed.
+                let known = host
+                    .run(&["netmig-user", "recover"])
+                    .unwrap_or_else(|e| e.to_string());
                 assert!(
                     Instant::now() < end,
                     "left on {}:\n{left}\n{known}\n{}",

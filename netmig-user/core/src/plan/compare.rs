@@ -53,6 +53,7 @@ pub fn needs(container: &Container, engine: Engine) -> Vec<&str> {
         (Manager::Podman, _) => needs.push("podman"),
         (Manager::Runc, _) => needs.push("runc"),
         (Manager::Crun, _) => needs.push("crun"),
+        (Manager::Bare, _) => {}
     }
     needs
 }
@@ -90,7 +91,10 @@ pub(super) fn compare(
     let mut objections = Vec::new();
     let mut warnings = Vec::new();
     objections.extend(arch(source, target));
-    objections.extend(cpu(source, target));
+    if engine == Engine::Criu {
+        // A program that is started anew finds out about its CPU anew.
+        objections.extend(cpu(source, target));
+    }
     objections.extend(cgroup("source", source).or_else(|| cgroup("target", target)));
     objections.extend(lsm(source, target));
     for program in needs(&question.container, engine) {

@@ -52,7 +52,8 @@ impl Steps {
             return Ok(None);
         }
         let mut why = vec![format!(
-            "the runtime's checkpoint ended with {status:?}: {}",
+            "{} ended with {status:?}: {}",
+            kit.words()[0],
             job.stderr()
         )];
         why.extend(kit.why(5));
@@ -145,6 +146,7 @@ impl Steps {
         }
         let mut state = self.state();
         if call.action == hook::Action::PostDump {
+            state.helper = call.init_pid;
             state.dumped = Some(reply);
         } else {
             state.moment = Some(reply);

@@ -2,7 +2,7 @@
 use std::{collections::BTreeMap, process::Stdio, sync::atomic::Ordering, thread, time::Instant};
 
 use anyhow::{Context, Result, bail};
-use netmig_core::{machine::source::Done, proto::Channel};
+use netmig_core::{machine::source::Done, proto::Channel, socket};
 use tokio::{net::UnixStream, sync::mpsc};
 use tracing::warn;
 
@@ -45,6 +45,10 @@ impl Steps {
     /// Sends the pages that the target does not have yet. How many there were, in bytes.
     fn copy_memory(&self) -> Result<u64> {
         let container = self.container()?;
+        if container.manager.engine() == socket::Engine::Handoff {
+            // What such a program has in memory is its own matter until it saves itself.
+            return Ok(0);
+        }
         let mut images = self
             .state()
             .images
@@ -94,13 +98,17 @@ impl Steps {
                 );
             }
         });
-        self.state().images = Some(bulk::Sender::new(&kit.images, frames, random()?, ahead));
+        self.state().images = Some(bulk::Sender::new(kit.images(), frames, random()?, ahead));
         Ok(())
     }
 
     /// Copies every tree that travels.
     pub(super) fn copy_files(&self, frozen: bool) -> Result<()> {
         let container = self.container()?;
+        let places = files::sources(&container);
+        if places.is_empty() {
+            return Ok(());
+        }
         let exe = paths::program().context("finding this program")?;
         let transport = format!("{} rsh {}", exe.display(), self.id);
         let mut mapped = if frozen {
@@ -108,7 +116,7 @@ impl Steps {
         } else {
             BTreeMap::new()
         };
-        for place in files::sources(&container) {
+        for place in places {
             if self.over.load(Ordering::SeqCst) {
                 bail!("the move is being given up");
             }

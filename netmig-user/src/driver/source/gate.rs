@@ -19,10 +19,7 @@ use super::{
 };
 use crate::{
     agent::{local::Told, paths},
-    engine::criu::{
-        self, Kit,
-        hook::{self},
-    },
+    engine::{self, criu::hook},
     gate::{FlowScales, Gate},
     net, sock,
 };
@@ -57,15 +54,15 @@ impl Steps {
         drop(state);
         let container = self.container()?;
         let exe = paths::program().context("finding this program")?;
-        let kit = Kit::prepare(
+        let kit = engine::prepare(
             &paths::run(self.id),
             hook::Side::Source,
             &container,
+            self.id,
             &exe,
-            None,
-        )?;
+        )
+        .context("making the engine ready")?;
         self.state().kit = Some(kit);
-        criu::warm().context("asking CRIU whether it can run here")?;
         Ok(Done::Attached)
     }
 

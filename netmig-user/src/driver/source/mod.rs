@@ -20,7 +20,6 @@ use netmig_core::{
     plan::{self, Plan},
     proto::{Answer, Question, ToSource, ToTarget},
     report::{self, Report},
-    socket::Engine,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -476,7 +475,7 @@ impl Driver {
             objections: &self.seen.objections,
             warnings: &self.seen.expected,
             sockets: &sockets,
-            engine: Engine::Criu,
+            engine: question.container.manager.engine(),
             allow: &spec.allow,
             rate: None,
             max_blackout_ms: spec.max_blackout_ms,

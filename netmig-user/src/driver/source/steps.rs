@@ -20,7 +20,7 @@ use netmig_core::{
     machine::source::Done,
     proto::{Channel, Hello, PROTOCOL, ToTarget, Word},
     report::Packets,
-    socket::Row,
+    socket::{self, Row},
 };
 use tokio::{runtime::Handle, sync::oneshot};
 
@@ -35,11 +35,7 @@ use crate::{
         local::{MoveSpec, Told},
         paths,
     },
-    engine::{
-        cgroup,
-        criu::{Kit, hook::HookReply},
-        task,
-    },
+    engine::{self, Engine, cgroup, criu::hook::HookReply, task},
     files::{Moment, Tree},
     gate::Gate,
     net,
@@ -82,7 +78,9 @@ pub(super) struct State {
     pub(super) gate: Option<Gate>,
     pub(super) hold: Option<Arc<Hold>>,
     pub(super) disarmed: Option<Disarmed>,
-    pub(super) kit: Option<Kit>,
+    pub(super) kit: Option<Arc<dyn Engine>>,
+    /// Under `handoff`: the helper, which holds what was handed over.
+    pub(super) helper: Option<i32>,
     pub(super) frozen: bool,
     pub(super) kept: Option<sock::Kept>,
     pub(super) moment: Option<oneshot::Sender<HookReply>>,
@@ -127,7 +125,7 @@ impl Steps {
             state.network = Some(question.network.clone());
         }
         state.disarmed.clone_from(&facts.disarmed);
-        state.kit = Kit::open(&paths::run(self.id)).ok();
+        state.kit = engine::open(&paths::run(self.id));
         if let Ok(gate) = Gate::reopen(self.id, &paths::pins(self.id)) {
             hold::forget(&gate);
         }
@@ -289,8 +287,18 @@ impl Steps {
         if let Some(gate) = &self.state().gate {
             gate.settle()?;
         }
-        let pids = task::tasks(container.init_pid)?;
-        let (sockets, kept) = sock::dump(&netns, &pids)?;
+        let engine = container.manager.engine();
+        let pids = match engine {
+            socket::Engine::Criu => task::tasks(container.init_pid)?,
+            socket::Engine::Handoff => {
+                vec![
+                    self.state()
+                        .helper
+                        .context("the helper has not named itself")?,
+                ]
+            }
+        };
+        let (sockets, kept) = sock::dump_under(&netns, &pids, engine)?;
         self.state().kept = Some(kept);
         Ok(Done::Dumped(Box::new(ToTarget::Sockets(Box::new(sockets)))))
     }

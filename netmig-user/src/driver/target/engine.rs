@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use netmig_core::machine::target::Event;
 use tokio::sync::oneshot;
 use tracing::warn;
@@ -19,6 +19,9 @@ use crate::{
         job::{Job, Status},
     },
 };
+
+/// How often a step looks whether the program has loaded its state.
+const GLANCE: Duration = Duration::from_millis(1);
 
 impl Steps {
     /// Starts the engine's restore, which waits before it reads an image ([`hook::Action::Images`]).
@@ -65,11 +68,12 @@ impl Steps {
         if status == Status::Exited(0) || self.over.load(Ordering::SeqCst) {
             return Ok(None);
         }
-        let mut why = vec![format!(
-            "the runtime's restore ended with {status:?}: {}",
-            job.stderr()
-        )];
         let state = self.state();
+        let what = state
+            .kit
+            .as_ref()
+            .map_or("the restore", |kit| kit.words()[1]);
+        let mut why = vec![format!("{what} ended with {status:?}: {}", job.stderr())];
         why.extend(state.unstaged.clone());
         why.extend(state.kit.iter().flat_map(|kit| kit.why(5)));
         Ok(Some(why.join("\n")))
@@ -124,6 +128,17 @@ impl Steps {
         }
         let mut state = self.state();
         match call.action {
+            hook::Action::Loaded if state.loading => {
+                // The step that rebuilds the sockets waits for it.
+                (state.loading, state.moment) = (false, Some(reply));
+                None
+            }
+            hook::Action::Loaded => {
+                // It asks an agent that was restarted.
+                state.made.init_pid = call.init_pid;
+                state.moment = Some(reply);
+                Some(Event::EngineRebuilt)
+            }
             hook::Action::Images => {
                 state.reader = Some(reply);
                 drop(state);
@@ -147,6 +162,20 @@ impl Steps {
                 None
             }
         }
+    }
+
+    /// Under `handoff`: hands the program its state and its sockets, now that they are filled, and waits until it has loaded them. An engine
+    /// that fails says so by its end.
+    pub(super) fn load(&self) -> Result<()> {
+        self.state().loading = true;
+        self.go_on();
+        while self.state().loading {
+            if self.over.load(Ordering::SeqCst) {
+                bail!("the move is being given up");
+            }
+            thread::sleep(GLANCE);
+        }
+        Ok(())
     }
 
     /// Lets the engine go on to its last moment.

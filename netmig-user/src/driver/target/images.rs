@@ -22,7 +22,7 @@ impl Steps {
             let state = self.state();
             let memory = state.question.as_ref().map_or(0, |q| q.memory_bytes);
             (
-                state.kit.as_ref().map(|kit| kit.images.clone()),
+                state.kit.as_ref().map(|kit| kit.images().to_owned()),
                 bulk::ahead(memory),
             )
         };

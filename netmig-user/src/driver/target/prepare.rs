@@ -15,9 +15,9 @@ use netmig_core::{
 use super::{super::points, steps::Steps};
 use crate::{
     agent::paths,
-    engine::criu::{
-        self, Kit,
-        hook::{self, NetavarkCall, NetavarkReply},
+    engine::{
+        self,
+        criu::hook::{self, NetavarkCall, NetavarkReply},
     },
     gate::Gate,
     host, net,
@@ -77,7 +77,7 @@ impl Steps {
     /// Where the container's namespace will be. podman makes its own under netavark; then any free name serves for a look.
     pub(super) fn planned_netns(&self, container: &Container) -> PathBuf {
         match (&container.netns, &container.recipe) {
-            (Some(path), Recipe::Bundle { .. }) => path.clone(),
+            (Some(path), Recipe::Bundle { .. } | Recipe::Bare { .. }) => path.clone(),
             (Some(path), Recipe::Podman { networks, .. }) if networks.is_empty() => path.clone(),
             _ => self.own_netns(),
         }
@@ -93,20 +93,21 @@ impl Steps {
         let container = question.container.clone();
         self.state().question = Some(question.clone());
         let exe = paths::program().context("finding this program")?;
-        let kit = Kit::prepare(
+        let kit = engine::prepare(
             &paths::run(self.id),
             hook::Side::Target,
             &container,
+            self.id,
             &exe,
-            None,
-        )?;
+        )
+        .context("making the engine ready")?;
         self.state().kit = Some(kit.clone());
-        criu::warm().context("asking CRIU whether it can run here")?;
-        let created = runtime::of(container.manager).create(&container, &kit)?;
+        let created = runtime::of(container.manager).create(&container, &*kit)?;
         let netns = created.netns.clone().unwrap_or_else(|| self.own_netns());
-        self.state().made.container = Some(created);
+        self.state().made.container = Some(created.clone());
         self.remember();
-        self.build_network(&netns, &question)
+        self.build_network(&netns, &question)?;
+        Ok(kit.stand_by(&container, &created, &self.over)?)
     }
 
     /// Links, addresses and routes in the namespace at `netns`; no link is up before the gate stands there, closed.

@@ -13,9 +13,10 @@ use anyhow::{Context, Result, bail};
 use netmig_core::{
     container::Container,
     id::{Epoch, MoveId},
-    image::v1::sock::Sockets,
+    image::v1::sock::{Holder, Sockets},
     machine::target::Event,
     proto::Question,
+    socket,
 };
 use tokio::{
     runtime::Handle,
@@ -26,11 +27,7 @@ use tracing::warn;
 use super::{super::bulk::Arrived, Facts, Input, Made, hold::Hold};
 use crate::{
     agent::paths,
-    engine::{
-        criu::{Kit, hook::HookReply},
-        job::Job,
-        task,
-    },
+    engine::{self, Engine, criu::hook::HookReply, job::Job, task},
     gate::Gate,
     net,
     runtime::CreatedContainer,
@@ -57,7 +54,9 @@ pub struct Steps {
 pub(super) struct State {
     pub(super) question: Option<Question>,
     pub(super) made: Made,
-    pub(super) kit: Option<Kit>,
+    pub(super) kit: Option<Arc<dyn Engine>>,
+    /// Under `handoff`: the program is loading its state.
+    pub(super) loading: bool,
     pub(super) gate: Option<Gate>,
     pub(super) hold: Option<Arc<Hold>>,
     pub(super) links: Vec<net::Link>,
@@ -80,7 +79,7 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn kit_and_record(&self) -> Result<(Kit, CreatedContainer)> {
+    pub(super) fn kit_and_record(&self) -> Result<(Arc<dyn Engine>, CreatedContainer)> {
         let kit = self.kit.clone();
         let record = self.made.container.clone();
         Ok((
@@ -96,7 +95,7 @@ impl Steps {
         let state = State {
             question: facts.question.clone(),
             made: facts.made.clone(),
-            kit: Kit::open(&paths::run(facts.id)).ok(),
+            kit: engine::open(&paths::run(facts.id)),
             restoring: facts.made.engine,
             sockets: std::fs::read(paths::run(facts.id).join("sockets"))
                 .ok()
@@ -179,9 +178,17 @@ impl Steps {
                 state.begun,
             )
         };
-        let netns = Path::new("/proc").join(init_pid.to_string()).join("ns/net");
-        let rebuilt = sock::restore(&netns, &task::tasks(init_pid)?, &sockets)?;
+        let container = self.container()?;
+        let engine = container.manager.engine();
+        let netns = netns(&container, init_pid)?;
+        let rebuilt = match engine {
+            socket::Engine::Criu => sock::restore(&netns, &task::tasks(init_pid)?, &sockets)?,
+            socket::Engine::Handoff => sock::restore_at(&netns, &sockets, &held_by(init_pid))?,
+        };
         rebuilt.open_inner()?;
+        if engine == socket::Engine::Handoff {
+            self.load()?;
+        }
         let mut state = self.state();
         state
             .warnings
@@ -213,11 +220,11 @@ impl Steps {
             .made
             .init_pid
             .context("the engine has named no first task")?;
-        let netns = Path::new("/proc").join(init_pid.to_string()).join("ns/net");
         let question = state
             .question
             .clone()
             .context("no container has been announced")?;
+        let netns = netns(&question.container, init_pid)?;
         let links = if state.links.is_empty() {
             net::links(&netns)?
         } else {
@@ -246,7 +253,10 @@ impl Steps {
             Some(rebuilt) => Some(rebuilt),
             // An earlier agent rebuilt them.
             None => match &state.sockets {
-                Some(sockets) => Some(sock::adopt(&netns, &task::tasks(init_pid)?, sockets)?),
+                Some(sockets) => Some(match question.container.manager.engine() {
+                    socket::Engine::Criu => sock::adopt(&netns, &task::tasks(init_pid)?, sockets)?,
+                    socket::Engine::Handoff => sock::adopt_at(&netns, sockets, &held_by(init_pid))?,
+                }),
                 None => None,
             },
         };
@@ -284,5 +294,26 @@ impl Steps {
             .gate
             .as_ref()
             .is_none_or(|gate| gate.counters().is_ok_and(|c| c.inbound.packets > before))
+    }
+}
+
+/// The namespace of the restored container. Under `handoff` no process of the container need be in it.
+fn netns(container: &Container, init_pid: i32) -> Result<PathBuf> {
+    match container.manager.engine() {
+        socket::Engine::Criu => Ok(Path::new("/proc").join(init_pid.to_string()).join("ns/net")),
+        socket::Engine::Handoff => container
+            .netns
+            .clone()
+            .context("the program comes without a namespace"),
+    }
+}
+
+/// Under `handoff`: the helper holds every socket under the number that it had in the source's.
+fn held_by(helper: i32) -> impl Fn(&Holder) -> Option<sock::Place> {
+    move |holder| {
+        Some(sock::Place {
+            pid: helper,
+            fd: holder.fd,
+        })
     }
 }

@@ -31,6 +31,8 @@ pub enum Action {
     PreResume,
     /// Restore: the tasks run.
     PostResume,
+    /// Handoff, not a point of CRIU's: the program at the target has loaded its state and its descriptors.
+    Loaded,
 }
 
 /// Which end of the move a hook belongs to.

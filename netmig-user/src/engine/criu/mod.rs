@@ -22,12 +22,16 @@ use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, symlink},
     path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
 
 use netmig_core::container::{Container, Manager, Recipe, Resurrector};
 
-use super::job::{Command, Output};
+use super::{
+    Engine,
+    job::{Command, Output},
+};
 use crate::runtime::{CreatedContainer, tool};
 use flags::{Oci, Version};
 use hook::Side;
@@ -69,6 +73,9 @@ pub enum Error {
         "OCI runtime {0:?} cannot checkpoint: only runc and crun are known to; create the container with one of them"
     )]
     UnknownOci(String),
+    /// Nobody runs CRIU for it.
+    #[error("program {0} belongs to no runtime that could run CRIU")]
+    Bare(String),
 }
 
 /// All that the engine needs on one host for one move.
@@ -210,6 +217,7 @@ impl Kit {
                     .extend(["checkpoint", "--file-locks"].map(ToOwned::to_owned));
                 command
             }
+            Manager::Bare => return Err(Error::Bare(container.name.clone())),
         };
         command.argv.push(container.id.clone());
         Ok(command)
@@ -255,6 +263,7 @@ impl Kit {
                 command.output = Output::Null;
                 Ok(command)
             }
+            Recipe::Bare { .. } => Err(Error::Bare(container.name.clone())),
         }
     }
 
@@ -358,6 +367,54 @@ impl Kit {
     }
 }
 
+impl Engine for Kit {
+    fn images(&self) -> &Path {
+        &self.images
+    }
+
+    fn criu(&self) -> Option<&Kit> {
+        Some(self)
+    }
+
+    /// CRIU needs nobody to wait.
+    fn stand_by(
+        &self,
+        _: &Container,
+        _: &CreatedContainer,
+        _: &AtomicBool,
+    ) -> Result<(), super::Error> {
+        Ok(())
+    }
+
+    fn checkpoint_command(&self, container: &Container) -> Result<Command, super::Error> {
+        Ok(self.checkpoint_command(container)?)
+    }
+
+    fn collect_extras(&self, container: &Container) -> Result<(), super::Error> {
+        Ok(self.collect_extras(container)?)
+    }
+
+    fn stage_record(&self, created: &CreatedContainer) -> Result<(), super::Error> {
+        Ok(self.stage_record(created)?)
+    }
+
+    fn stage_images(&self, created: &CreatedContainer) -> Result<(), super::Error> {
+        Ok(self.stage_images(created)?)
+    }
+
+    fn restore_command(
+        &self,
+        container: &Container,
+        created: &CreatedContainer,
+    ) -> Result<Command, super::Error> {
+        Ok(self.restore_command(container, created)?)
+    }
+
+    fn why(&self, limit: usize) -> Vec<String> {
+        self.why(limit)
+    }
+}
+
 /// Lets CRIU find out about this kernel once before it matters: what it finds is kept in /run/criu.kdat, and costs 50 ms of the blackout otherwise.
 ///
 /// # Errors
@@ -381,9 +438,10 @@ pub fn oci(container: &Container) -> Result<Oci, Error> {
             "crun" => Ok(Oci::Crun),
             other => Err(Error::UnknownOci(other.to_owned())),
         },
-        (Manager::Podman, Recipe::Bundle { .. }) => {
+        (Manager::Podman, Recipe::Bundle { .. } | Recipe::Bare { .. }) => {
             Err(Error::UnknownOci("podman with a bundle".into()))
         }
+        (Manager::Bare, _) => Err(Error::Bare(container.name.clone())),
     }
 }
 

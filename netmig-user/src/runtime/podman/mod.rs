@@ -2,7 +2,7 @@
 use netmig_core::container::{Container, SourcePolicy};
 
 use super::{AfterRelease, CreatedContainer, Disarmed, Error, Inspected, Mounts, Runtime};
-use crate::engine::criu::Kit;
+use crate::engine::Engine;
 
 mod args;
 mod create;
@@ -33,7 +33,14 @@ impl Runtime for Podman {
         source::rearm(disarmed)
     }
 
-    fn create(&self, container: &Container, kit: &Kit) -> Result<CreatedContainer, Error> {
+    fn create(
+        &self,
+        container: &Container,
+        engine: &dyn Engine,
+    ) -> Result<CreatedContainer, Error> {
+        let kit = engine.criu().ok_or_else(|| {
+            Error::Refused("a container of podman is moved by CRIU and nothing else".to_owned())
+        })?;
         create::create(container, kit)
     }
 
