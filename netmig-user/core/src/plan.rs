@@ -9,7 +9,7 @@ pub use predict::{Prediction, Rate};
 pub use version::Version;
 
 use crate::{
-    container::{Manager, Mount, Resurrector},
+    container::{Manager, Mount, Recipe, Resurrector},
     proto::{Answer, Attach, HostFacts, Question},
     socket::{Engine, Fate, Row},
 };
@@ -35,6 +35,8 @@ pub struct Plan {
     pub mounts: Vec<Mount>,
     /// Every socket and its fate.
     pub sockets: Vec<Row>,
+    /// Its image, where the target has not got it and is sent it.
+    pub image: Option<SentImage>,
     /// Where its links hang.
     pub topology: Vec<Junction>,
     /// What could start the container again at the source: disarmed before the freeze, armed again by an abort.
@@ -78,6 +80,17 @@ pub struct Junction {
     pub link: String,
     /// Bridge or parent device, of the same name on both hosts.
     pub parent: String,
+}
+
+/// An image that the target lacks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SentImage {
+    /// As the container's maker named it.
+    pub name: String,
+    /// What identifies it, 64 hex digits.
+    pub id: String,
+    /// Bytes of its layers.
+    pub bytes: u64,
 }
 
 /// A reason against the move.
@@ -136,8 +149,12 @@ pub fn decide(given: &Given<'_>) -> Plan {
     let Given {
         question, answer, ..
     } = *given;
-    let prediction = predict::predict(question.memory_bytes, question.file_bytes, given.rate);
-    let (mut objections, mut warnings) = compare::compare(question, &answer.facts, given.engine);
+    let prediction = predict::predict(
+        question.memory_bytes,
+        question.file_bytes + sent_image(question, answer).map_or(0, |image| image.bytes),
+        given.rate,
+    );
+    let (mut objections, mut warnings) = compare::compare(question, answer, given.engine);
     objections.extend(prediction.objection(given.max_blackout_ms));
     objections.extend(
         given
@@ -173,6 +190,7 @@ pub fn decide(given: &Given<'_>) -> Plan {
         target: host(&answer.facts),
         mounts: container.mounts.clone(),
         sockets: given.sockets.to_vec(),
+        image: sent_image(question, answer),
         topology: question
             .attach
             .iter()
@@ -218,6 +236,13 @@ impl fmt::Display for Plan {
             container.manager, container.name, source.hostname, target.hostname
         )?;
         writeln!(f, "  {}", self.prediction)?;
+        if let Some(SentImage { name, bytes, .. }) = &self.image {
+            writeln!(
+                f,
+                "  image {name} is not at the target and will be sent ({})",
+                Bytes(*bytes)
+            )?;
+        }
         for junction in &self.topology {
             writeln!(f, "  link {} on {}", junction.link, junction.parent)?;
         }
@@ -269,6 +294,21 @@ impl Objection {
     /// What a host said in its own words, help included.
     fn plain(key: &str, reason: &str) -> Self {
         Self::new(key, reason.to_owned(), "", false)
+    }
+}
+
+fn sent_image(question: &Question, answer: &Answer) -> Option<SentImage> {
+    match &question.container.recipe {
+        Recipe::Podman {
+            image_id,
+            image_name,
+            ..
+        } if answer.lacks_image => Some(SentImage {
+            name: image_name.clone(),
+            id: image_id.clone(),
+            bytes: question.image_bytes,
+        }),
+        _ => None,
     }
 }
 

@@ -44,6 +44,8 @@ pub enum Channel {
     },
     /// Held packets from source to target, and marks both ways.
     Hold,
+    /// The container's image, where the target lacks it: after the Hello the bytes to the target are an archive.
+    Image,
 }
 
 /// The durable word of one side, read from its journal: all that may be concluded after a crash.
@@ -154,6 +156,8 @@ pub struct Question {
     pub memory_bytes: u64,
     /// See `memory_bytes`.
     pub file_bytes: u64,
+    /// Bytes of the container's image at the source; 0 where its runtime has no images.
+    pub image_bytes: u64,
 }
 
 /// Where a link of the container hangs on its host.
@@ -197,4 +201,6 @@ pub struct Answer {
     pub objections: Vec<String>,
     /// What will be missing at the target, without being a reason against the move.
     pub warnings: Vec<String>,
+    /// The target has not got the container's image, and waits for it after [`ToTarget::Prepare`].
+    pub lacks_image: bool,
 }

@@ -55,6 +55,7 @@ fn frames() -> Vec<Frame> {
         },
         objections: vec!["there is no bridge br0".into()],
         warnings: vec!["rsync is not there".into()],
+        lacks_image: true,
     };
     let why = || "cancelled by the operator".to_owned();
     vec![
@@ -125,6 +126,7 @@ fn frames() -> Vec<Frame> {
             length: 4100,
         }),
         hello(Channel::Hold, None),
+        hello(Channel::Image, None),
         Frame::HoldBegin(HoldBegin {
             limit: 64 << 20,
             barrier_us: 20_000,

@@ -85,6 +85,7 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
         file_bytes += files::estimate(&place)?;
     }
     let question = Question {
+        image_bytes: found.image_bytes,
         attach: topology.attach(),
         container,
         network,

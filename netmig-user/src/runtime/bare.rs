@@ -7,7 +7,9 @@ use std::{
 
 use netmig_core::container::{Container, Manager, Recipe, SourcePolicy};
 
-use super::{AfterRelease, CreatedContainer, Disarmed, Error, Inspected, Mounts, Runtime, tool};
+use super::{
+    Accepted, AfterRelease, CreatedContainer, Disarmed, Error, Inspected, Mounts, Runtime, tool,
+};
 use crate::engine::{
     Engine, cgroup,
     handoff::{
@@ -54,10 +56,11 @@ impl Runtime for Bare {
                     "what supervises program {name}, if anything, is not known to netmig: stop it from starting the program again"
                 ),
             ],
+            image_bytes: 0,
         })
     }
 
-    fn accepts(&self, container: &Container) -> Result<(Vec<String>, Vec<String>), Error> {
+    fn accepts(&self, container: &Container) -> Result<Accepted, Error> {
         let name = &container.name;
         let mut objections = Vec::new();
         if let Some(other) = programs::find(name, Role::Running) {
@@ -74,7 +77,10 @@ impl Runtime for Bare {
             ));
         }
         if programs::find(name, Role::Waiting).is_some() {
-            return Ok((objections, Vec::new()));
+            return Ok(Accepted {
+                objections,
+                ..Accepted::default()
+            });
         }
         match (&container.recipe, command(container)) {
             (_, Some(program)) => {
@@ -87,7 +93,10 @@ impl Runtime for Bare {
             )),
             _ => objections.push(format!("program {name} comes without its command")),
         }
-        Ok((objections, Vec::new()))
+        Ok(Accepted {
+            objections,
+            ..Accepted::default()
+        })
     }
 
     /// Nothing starts it again by itself; what may is a supervisor that netmig cannot know.

@@ -126,6 +126,19 @@ pub struct Inspected {
     pub objections: Vec<String>,
     /// What will be different afterwards.
     pub warnings: Vec<String>,
+    /// Bytes of its image's layers on this host, for a target that lacks it; 0 where the runtime has no images.
+    pub image_bytes: u64,
+}
+
+/// What a target says to a container before anything is made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Accepted {
+    /// Each a reason why it cannot be made here, with a way out.
+    pub objections: Vec<String>,
+    /// What will be different afterwards.
+    pub warnings: Vec<String>,
+    /// The image is not here: it must be sent before the container can be made.
+    pub lacks_image: bool,
 }
 
 /// What was changed at the source so that nothing starts the container again while it is being moved; enough to change it back.
@@ -225,11 +238,11 @@ pub trait Runtime: Send + Sync {
     /// There is none of this name, it does not run, or the runtime is missing or fails.
     fn inspect(&self, name: &str, mounts: &Mounts) -> Result<Inspected, Error>;
 
-    /// At the target: what stands against making `container` here. Changes nothing. Objections first, then warnings.
+    /// At the target: what stands against making `container` here. Changes nothing.
     ///
     /// # Errors
     /// The runtime is missing or fails.
-    fn accepts(&self, container: &Container) -> Result<(Vec<String>, Vec<String>), Error>;
+    fn accepts(&self, container: &Container) -> Result<Accepted, Error>;
 
     /// At the source: nothing shall start the container again by itself.
     ///

@@ -8,8 +8,8 @@ use netmig_core::container::{Container, Manager, Mount, MountFate, Recipe, Sourc
 use serde::Deserialize;
 
 use super::{
-    AfterRelease, CreatedContainer, Disarmed, Error, Inspected, Mounts, Runtime, make_bind_sources,
-    make_dir, remove, tool,
+    Accepted, AfterRelease, CreatedContainer, Disarmed, Error, Inspected, Mounts, Runtime,
+    make_bind_sources, make_dir, remove, tool,
 };
 use crate::engine::{Engine, cgroup, criu::flags::Oci};
 
@@ -95,7 +95,7 @@ impl Runtime for Direct {
         Ok(assemble(self.0, &state, &text, &config, mounts))
     }
 
-    fn accepts(&self, container: &Container) -> Result<(Vec<String>, Vec<String>), Error> {
+    fn accepts(&self, container: &Container) -> Result<Accepted, Error> {
         let (bundle, _) = recipe(container)?;
         let (mut objections, mut warnings) = (Vec::new(), Vec::new());
         let name = self.0.name();
@@ -111,7 +111,11 @@ impl Runtime for Direct {
                 bundle.display()
             ));
         }
-        Ok((objections, warnings))
+        Ok(Accepted {
+            objections,
+            warnings,
+            lacks_image: false,
+        })
     }
 
     /// Nothing starts such a container again by itself; what may is a supervisor that netmig cannot know.
@@ -357,6 +361,7 @@ fn assemble(oci: Oci, state: &State, text: &str, config: &Config, mounts: &Mount
         container,
         objections,
         warnings,
+        image_bytes: 0,
     }
 }
 

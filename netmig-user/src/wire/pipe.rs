@@ -14,6 +14,9 @@ use tokio_util::codec::{FramedRead, FramedWrite};
 
 use super::dial::{Carrier, Connection};
 
+/// Bytes that are moved at once.
+const BLOCK: usize = 256 << 10;
+
 /// The reading half of a connection.
 pub type Reader = Box<dyn AsyncRead + Send + Sync + Unpin>;
 /// The writing half of a connection.
@@ -158,6 +161,54 @@ impl Pipe {
         } else {
             Err(io::Error::other(format!("{status}: {}", said.trim())))
         }
+    }
+
+    /// Gives up framing and sends what a command prints, to its end; then waits for the other end to close. `sent` hears how much went so far.
+    ///
+    /// # Errors
+    /// It cannot be started or fails (its own words are in the text), or the connection breaks.
+    pub async fn send_output(
+        self,
+        command: &mut tokio::process::Command,
+        mut sent: impl FnMut(u64),
+    ) -> io::Result<()> {
+        let (mut from_far, mut to_far) = self.into_raw();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let (Some(mut stdout), Some(mut stderr)) = (child.stdout.take(), child.stderr.take())
+        else {
+            return Err(io::Error::other("its pipes are missing"));
+        };
+        let sending = async {
+            let mut block = vec![0; BLOCK];
+            let mut total = 0;
+            loop {
+                let n = stdout.read(&mut block).await?;
+                if n == 0 {
+                    return to_far.flush().await;
+                }
+                to_far.write_all(&block[..n]).await?;
+                total += n as u64;
+                sent(total);
+            }
+        };
+        let mut said = String::new();
+        let (ended, heard) = tokio::join!(sending, stderr.read_to_string(&mut said));
+        ended?;
+        heard?;
+        let status = child.wait().await?;
+        if !status.success() {
+            return Err(io::Error::other(format!("{status}: {}", said.trim())));
+        }
+        to_far.shutdown().await?;
+        // A pipe to a process ends when it is dropped: shutting it down does nothing.
+        drop(to_far);
+        copy(&mut from_far, &mut tokio::io::sink()).await?;
+        Ok(())
     }
 
     /// Gives up framing: what has been read already stands at the front of the reading half.

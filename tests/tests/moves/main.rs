@@ -2,6 +2,7 @@
 //! breaking in between.
 mod beside;
 mod bundle;
+mod content;
 mod faults;
 mod handoff;
 mod hold;

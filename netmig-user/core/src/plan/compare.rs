@@ -3,7 +3,7 @@ use super::{Objection, Version};
 use crate::{
     container::{Container, Manager, Recipe},
     plan::predict::Bytes,
-    proto::{HostFacts, Question},
+    proto::{Answer, HostFacts, Question},
     socket::Engine,
 };
 
@@ -84,10 +84,10 @@ pub fn too_old(program: &str, version: Version, kernel: Version) -> Option<Strin
 /// Objections and warnings that come from the two hosts' facts alone.
 pub(super) fn compare(
     question: &Question,
-    target: &HostFacts,
+    answer: &Answer,
     engine: Engine,
 ) -> (Vec<Objection>, Vec<String>) {
-    let source = &question.facts;
+    let (source, target) = (&question.facts, &answer.facts);
     let mut objections = Vec::new();
     let mut warnings = Vec::new();
     objections.extend(arch(source, target));
@@ -107,7 +107,7 @@ pub(super) fn compare(
     if engine == Engine::Criu {
         objections.extend(criu_images(source, target));
     }
-    objections.extend(room(question, target));
+    objections.extend(room(question, answer));
     warnings.extend(kernel(source, target));
     (objections, warnings)
 }
@@ -243,11 +243,18 @@ fn criu_images(source: &HostFacts, target: &HostFacts) -> Option<Objection> {
     })
 }
 
-fn room(question: &Question, target: &HostFacts) -> Option<Objection> {
+fn room(question: &Question, answer: &Answer) -> Option<Objection> {
+    let target = &answer.facts;
+    let image = if answer.lacks_image {
+        question.image_bytes
+    } else {
+        0
+    };
     // A tenth more: file systems round up, and the difference after the freeze comes on top.
     let needed = question
         .memory_bytes
         .saturating_add(question.file_bytes)
+        .saturating_add(image)
         .saturating_mul(11)
         / 10;
     let reason = format!(

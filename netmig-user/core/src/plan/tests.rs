@@ -63,6 +63,7 @@ fn question() -> Question {
         facts: facts("a"),
         memory_bytes: 100 << 20,
         file_bytes: 5 << 20,
+        image_bytes: 30 << 20,
     }
 }
 
@@ -214,6 +215,48 @@ fn only_what_can_be_waived_is() {
     assert!(plan.warnings[0].starts_with("waived by --allow cpu"));
     a.facts.arch = "aarch64".into();
     assert_eq!(decide_with(&q, &a).refusals().len(), 1);
+}
+
+#[test]
+fn an_image_that_the_target_lacks_is_sent_and_needs_room() {
+    let podman = |q: &mut Question| {
+        q.container.manager = Manager::Podman;
+        q.container.recipe = Recipe::Podman {
+            args: Vec::new(),
+            command: Vec::new(),
+            image_id: "0123456789ab".into(),
+            image_name: "localhost/redis:7".into(),
+            oci_runtime: "crun".into(),
+            networks: Vec::new(),
+            static_dir: "/s".into(),
+            cgroups_path: None,
+            shm: None,
+            log: None,
+        };
+    };
+    let there = decided(|q, _, _| podman(q));
+    assert_eq!((keys(&there), &there.image), (vec![], &None));
+    let plan = decided(|q, a, _| {
+        podman(q);
+        a.lacks_image = true;
+    });
+    assert_eq!(keys(&plan), Vec::<&str>::new());
+    assert!(
+        plan.to_string()
+            .contains("image localhost/redis:7 is not at the target and will be sent (30.0 MiB)"),
+        "{plan}"
+    );
+    assert_eq!(plan.prediction.running_bytes, 35 << 20);
+    // Memory, files and a tenth more would fit without the image.
+    let tight = |lacks_image| {
+        decided(|q, a, _| {
+            podman(q);
+            a.facts.free_bytes = 120 << 20;
+            a.lacks_image = lacks_image;
+        })
+    };
+    assert_eq!(keys(&tight(false)), Vec::<&str>::new());
+    assert_eq!(keys(&tight(true)), ["room"]);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod engine;
 mod files;
 mod gate;
 mod hold;
+mod image;
 mod steps;
 
 use std::{
@@ -235,6 +236,7 @@ struct Seen {
     open_us: Option<u64>,
     announced: u32,
     rebuild_us: Option<u64>,
+    lacks_image: bool,
     expected: Vec<String>,
     plan: Option<Box<Plan>>,
 }
@@ -358,7 +360,11 @@ impl Driver {
                 if matches!(message, ToTarget::Grant(_)) {
                     self.clock.granted = Some(Instant::now());
                 }
+                let prepare = matches!(message, ToTarget::Prepare(_));
                 self.link().send(message);
+                if prepare && self.seen.lacks_image {
+                    self.send_image();
+                }
             }
             Action::Persist(record) => {
                 let event = match self.journal.append(&record) {
@@ -371,6 +377,7 @@ impl Driver {
                 }
             }
             Action::Decide(answer) => {
+                self.seen.lacks_image = answer.lacks_image;
                 let event = self.decide(&answer);
                 self.machine.handle(event);
             }
@@ -410,6 +417,16 @@ impl Driver {
                 Err(e) => Event::Failed(format!("{e:#}")),
             };
             tell(&tx, Input::Event(event));
+        });
+    }
+
+    /// Sends the container's image beside the other steps. Its arrival shows by the target's readiness.
+    fn send_image(&self) {
+        let (steps, tx) = (self.steps.clone(), self.tx.clone());
+        tokio::spawn(async move {
+            if let Err(e) = steps.send_image().await {
+                tell(&tx, Input::Event(Event::Failed(format!("{e:#}"))));
+            }
         });
     }
 

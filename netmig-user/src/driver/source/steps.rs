@@ -71,6 +71,8 @@ pub(super) struct State {
     pub(super) rows: Vec<Row>,
     pub(super) expected: Vec<String>,
     pub(super) file_bytes: u64,
+    /// Bytes of the container's image, for a target that lacks it.
+    pub(super) image_total: u64,
     /// Trees that were copied whole, and when that began.
     pub(super) copied: BTreeMap<Tree, Moment>,
     pub(super) dropped: u64,
@@ -216,6 +218,7 @@ impl Steps {
         state.netns = look::netns_of(&found.question.container);
         state.network = Some(found.question.network.clone());
         state.memory_bytes = found.question.memory_bytes;
+        state.image_total = found.question.image_bytes;
         state.container = Some(found.question.container.clone());
         state.rows = found.rows;
         state.expected = found.warnings;

@@ -13,7 +13,7 @@ use crate::{
     },
     gate::{self},
     net,
-    runtime::{self},
+    runtime::{self, podman},
 };
 
 /// Longest time that the runtime may take to end after it was told how.
@@ -57,6 +57,9 @@ impl Steps {
                     .iter()
                     .map(ToString::to_string),
             );
+        }
+        if let Some(image) = &made.image {
+            left.extend(podman::image::remove(image).err().map(|e| e.to_string()));
         }
         if let Some(network) = &made.network {
             left.extend(net::remove(network).iter().map(ToString::to_string));

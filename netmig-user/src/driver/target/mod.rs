@@ -2,6 +2,7 @@
 mod ending;
 mod engine;
 mod hold;
+mod image;
 mod images;
 mod prepare;
 mod steps;
@@ -66,6 +67,8 @@ pub enum Input {
 pub struct Made {
     /// The container's record.
     pub container: Option<crate::runtime::CreatedContainer>,
+    /// The image that the container is made from, by id, if it was not here before.
+    pub image: Option<String>,
     /// Its network.
     pub network: Option<crate::net::Created>,
     /// True once the gate may be pinned.
@@ -283,6 +286,7 @@ impl Driver {
                 Channel::Control => self.link.take(hello, pipe),
                 Channel::Bulk => self.steps.receive(pipe),
                 Channel::Hold => self.steps.receive_held(pipe),
+                Channel::Image => self.steps.receive_image(pipe),
                 Channel::Rsync { ref args } => self.steps.rsync(args.clone(), pipe),
             },
             Input::Link(LinkEvent::Up) => self.machine.handle(Event::LinkUp),

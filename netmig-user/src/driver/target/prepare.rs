@@ -21,7 +21,7 @@ use crate::{
     },
     gate::Gate,
     host, net,
-    runtime::{self, podman},
+    runtime::{self, Accepted, podman},
 };
 
 /// Longest time to wait for an answer to an ARP or ND probe.
@@ -35,11 +35,17 @@ impl Steps {
     pub fn answer(&self, question: &Question) -> Result<Answer> {
         let container = &question.container;
         let facts = host::facts(&paths::state_moves());
-        let (mut objections, mut warnings) = match runtime::of(container.manager).accepts(container)
-        {
-            Ok(found) => found,
-            Err(e) => (vec![e.to_string()], Vec::new()),
-        };
+        let Accepted {
+            mut objections,
+            mut warnings,
+            lacks_image,
+        } = runtime::of(container.manager)
+            .accepts(container)
+            .unwrap_or_else(|e| Accepted {
+                objections: vec![e.to_string()],
+                ..Accepted::default()
+            });
+        self.state().lacks_image = lacks_image;
         let found = net::objections(
             &self.planned_netns(container),
             &question.network,
@@ -71,6 +77,7 @@ impl Steps {
             facts,
             objections,
             warnings,
+            lacks_image,
         })
     }
 
@@ -102,6 +109,7 @@ impl Steps {
         )
         .context("making the engine ready")?;
         self.state().kit = Some(kit.clone());
+        self.await_image(&container)?;
         let created = runtime::of(container.manager).create(&container, &*kit)?;
         let netns = created.netns.clone().unwrap_or_else(|| self.own_netns());
         self.state().made.container = Some(created.clone());

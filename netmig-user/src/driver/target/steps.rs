@@ -32,10 +32,14 @@ use crate::{
     net,
     runtime::CreatedContainer,
     sock,
+    wire::pipe::Pipe,
 };
 
 /// Announcements go on until packets arrive, at most so long.
 pub(super) const ANNOUNCING: Duration = Duration::from_secs(3);
+
+/// Between two looks whether the move is over, where something else is waited for.
+pub(super) const WATCH: Duration = Duration::from_millis(20);
 
 /// The target's work on one move.
 pub struct Steps {
@@ -53,6 +57,10 @@ pub struct Steps {
 #[derive(Default)]
 pub(super) struct State {
     pub(super) question: Option<Question>,
+    /// The answer was that the container's image is not here.
+    pub(super) lacks_image: bool,
+    /// The connection on which it comes.
+    pub(super) image: Option<Pipe>,
     pub(super) made: Made,
     pub(super) kit: Option<Arc<dyn Engine>>,
     /// Under `handoff`: the program is loading its state.

@@ -6,11 +6,11 @@ use netmig_core::container::{Container, Manager, Mount, MountFate, Recipe, Resur
 use super::{image, inspect};
 use crate::{
     engine::criu::{self, Kit},
-    runtime::{CreatedContainer, Error, make_bind_sources, remove, tool},
+    runtime::{Accepted, CreatedContainer, Error, make_bind_sources, remove, tool},
 };
 
 /// What stands against making `container` here, and what is to be known.
-pub fn accepts(container: &Container) -> Result<(Vec<String>, Vec<String>), Error> {
+pub fn accepts(container: &Container) -> Result<Accepted, Error> {
     let mut objections = Vec::new();
     let Recipe::Podman {
         image_id,
@@ -25,12 +25,6 @@ pub fn accepts(container: &Container) -> Result<(Vec<String>, Vec<String>), Erro
     if inspect::record(&container.name)?.is_some() {
         let name = &container.name;
         objections.push(format!("the target has a container named {name} already: rename or remove it there (podman rename, podman rm)"));
-    }
-    if image::local_name(image_id, image_name)?.is_none() {
-        objections.push(format!(
-            "the target has no image {image_name} with id {}: send it (podman image save {image_name} | ssh TARGET podman image load)",
-            image_id.get(..12).unwrap_or(image_id)
-        ));
     }
     for network in networks {
         let Some(here) = inspect::network(&network.name)? else {
@@ -71,7 +65,11 @@ pub fn accepts(container: &Container) -> Result<(Vec<String>, Vec<String>), Erro
     if oci_runtime != "runc" && oci_runtime != "crun" {
         objections.push(criu::Error::UnknownOci(oci_runtime.clone()).to_string());
     }
-    Ok((objections, warnings))
+    Ok(Accepted {
+        objections,
+        warnings,
+        lacks_image: image::local_name(image_id, image_name)?.is_none(),
+    })
 }
 
 /// Makes it: `podman create`, `start` (which the runtime shim turns into nothing, so that the record has a start time and a configuration) and `stop`.

@@ -51,14 +51,9 @@ pub fn size(id: &str) -> Result<u64, Error> {
     Ok(text.trim().parse().map_err(broken)?)
 }
 
-/// The command that writes an image to its standard output. Given its name, the target's gets the same one.
+/// The command that writes an image to its standard output, without a name: see [`received`].
 #[must_use]
-pub fn save(id: &str, name: &str) -> Command {
-    let named = if name.is_empty() || name.contains('@') {
-        id
-    } else {
-        name
-    };
+pub fn save(id: &str) -> Command {
     Command::new([
         "podman",
         "image",
@@ -66,7 +61,7 @@ pub fn save(id: &str, name: &str) -> Command {
         "--quiet",
         "--format",
         "docker-archive",
-        named,
+        id,
     ])
 }
 
@@ -74,4 +69,36 @@ pub fn save(id: &str, name: &str) -> Command {
 #[must_use]
 pub fn load() -> Command {
     Command::new(["podman", "image", "load", "--quiet"])
+}
+
+/// After [`load`]: the image must be the one that was asked for. It gets its name if no other image has that here.
+///
+/// # Errors
+/// It is another one, or podman fails.
+pub fn received(id: &str, name: &str) -> Result<(), Error> {
+    if id_of(id)?.is_none() {
+        return Err(Error::Refused(format!(
+            "the image {name} came over and is not {id} here, as it is at the source: the two podmans keep images differently; \
+             pull it at the target (podman pull {name})"
+        )));
+    }
+    // With a digest it is no name that could be given.
+    if !name.is_empty() && !name.contains('@') && id_of(name)?.is_none() {
+        tool::run(&["podman", "image", "tag", id, name])?;
+    }
+    Ok(())
+}
+
+/// Removes an image that a move brought, unless a container has come to use it. One that is not there is no error.
+///
+/// # Errors
+/// podman is missing or fails.
+pub fn remove(id: &str) -> Result<(), Error> {
+    if id_of(id)?.is_none() {
+        return Ok(());
+    }
+    match tool::run(&["podman", "image", "rm", "--", id]) {
+        Err(tool::Error::Failed { stderr, .. }) if stderr.contains("image is in use") => Ok(()),
+        ended => Ok(ended.map(drop)?),
+    }
 }

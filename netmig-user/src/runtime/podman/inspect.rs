@@ -10,7 +10,7 @@ use netmig_core::container::{
 use nix::ifaddrs::getifaddrs;
 
 use super::{
-    args,
+    args, image,
     record::{NetworkRecord, Record},
 };
 use crate::{
@@ -68,7 +68,11 @@ pub fn inspect(name: &str, mounts: &Mounts) -> Result<Inspected, Error> {
     } else {
         Vec::new()
     };
-    assemble(&record, &networks, &interfaces, &config, mounts)
+    let mut found = assemble(&record, &networks, &interfaces, &config, mounts)?;
+    if !record.image.is_empty() {
+        found.image_bytes = image::size(&record.image)?;
+    }
+    Ok(found)
 }
 
 /// Names and MACs of the interfaces that a process sees. podman's record has no names.
@@ -184,6 +188,7 @@ fn assemble(
         container,
         objections,
         warnings,
+        image_bytes: 0,
     })
 }
 

@@ -1,7 +1,9 @@
 //! podman (5.1 and newer, as root), with runc or crun underneath.
 use netmig_core::container::{Container, SourcePolicy};
 
-use super::{AfterRelease, CreatedContainer, Disarmed, Error, Inspected, Mounts, Runtime};
+use super::{
+    Accepted, AfterRelease, CreatedContainer, Disarmed, Error, Inspected, Mounts, Runtime,
+};
 use crate::engine::Engine;
 
 mod args;
@@ -21,7 +23,7 @@ impl Runtime for Podman {
         inspect::inspect(name, mounts)
     }
 
-    fn accepts(&self, container: &Container) -> Result<(Vec<String>, Vec<String>), Error> {
+    fn accepts(&self, container: &Container) -> Result<Accepted, Error> {
         create::accepts(container)
     }
 

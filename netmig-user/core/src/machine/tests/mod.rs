@@ -60,5 +60,6 @@ pub fn question() -> Box<Question> {
         facts: Default::default(),
         memory_bytes: 0,
         file_bytes: 0,
+        image_bytes: 0,
     })
 }
