@@ -9,8 +9,10 @@ const TOOLS: [&str; 7] = [
     "podman", "runc", "crun", "conmon", "netavark", "rsync", "ssh",
 ];
 
-/// Everything a plan compares.
-pub fn facts(room: &Path) -> HostFacts {
+/// Everything that a plan compares.
+///
+/// `room` is where files and container images go, `images` where the images of memory lie.
+pub fn facts(room: &Path, images: &Path) -> HostFacts {
     let uts = uname();
     let text = |field: Option<&std::ffi::OsStr>| {
         field
@@ -42,6 +44,10 @@ pub fn facts(room: &Path) -> HostFacts {
             })
             .unwrap_or_default(),
         free_bytes: free(room),
+        run_free_bytes: free(images),
+        memory_available_bytes: memory_available(
+            &fs::read_to_string("/proc/meminfo").unwrap_or_default(),
+        ),
     }
 }
 
@@ -94,9 +100,27 @@ fn free(room: &Path) -> u64 {
         .unwrap_or(0)
 }
 
+/// `MemAvailable` of /proc/meminfo, in bytes.
+fn memory_available(meminfo: &str) -> u64 {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn available_memory_is_read_in_bytes() {
+        let meminfo = "MemTotal:        8148412 kB\nMemFree:          508228 kB\nMemAvailable:    6241300 kB\n";
+        assert_eq!(memory_available(meminfo), 6_241_300 << 10);
+        assert_eq!(memory_available("MemTotal: 1 kB\n"), 0);
+        let here = facts(Path::new("/"), Path::new("/run/netmig/moves"));
+        assert!(here.memory_available_bytes > 0 && here.run_free_bytes > 0);
+    }
 
     #[test]
     fn versions_are_found_in_what_tools_say() {

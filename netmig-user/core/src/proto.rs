@@ -188,8 +188,12 @@ pub struct HostFacts {
     pub cgroup: u8,
     /// Content of /sys/kernel/security/lsm, split.
     pub lsm: Vec<String>,
-    /// Bytes free for images and files.
+    /// Bytes free on disk, for files and container images.
     pub free_bytes: u64,
+    /// Bytes free where the images of memory lie, usually a tmpfs.
+    pub run_free_bytes: u64,
+    /// Memory that may be taken without swapping, in bytes (`MemAvailable` of /proc/meminfo).
+    pub memory_available_bytes: u64,
 }
 
 /// What the target says to a [`Question`].

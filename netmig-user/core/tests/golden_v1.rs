@@ -52,6 +52,8 @@ fn frames() -> Vec<Frame> {
             cgroup: 2,
             lsm: vec!["landlock".into()],
             free_bytes: 1 << 40,
+            run_free_bytes: 1 << 33,
+            memory_available_bytes: 1 << 34,
         },
         objections: vec!["there is no bridge br0".into()],
         warnings: vec!["rsync is not there".into()],

@@ -30,7 +30,7 @@ impl Line {
 
 /// Prints them; fails if a move from or to this host is impossible.
 pub fn run(args: &args::Check) -> Result<ExitCode> {
-    let facts = host::facts(&paths::state_moves());
+    let facts = host::facts(&paths::state_moves(), &paths::run_moves());
     let tool = |name: &str| {
         facts
             .tools

@@ -39,7 +39,7 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
     let Some(netns) = netns_of(&container) else {
         bail!("container {} has no network namespace", container.name)
     };
-    let facts = host::facts(&paths::state_moves());
+    let facts = host::facts(&paths::state_moves(), &paths::run_moves());
     objections.extend(refused_mounts(&container));
     let topology = net::topology(&netns)?;
     objections.extend(topology.refusals.iter().cloned());

@@ -108,6 +108,11 @@ pub(super) fn compare(
         objections.extend(criu_images(source, target));
     }
     objections.extend(room(question, answer));
+    for (side, facts) in [("source", source), ("target", target)] {
+        objections.extend(run_room(question.memory_bytes, side, facts));
+    }
+    objections.extend(memory(question.memory_bytes, 1, "source", source));
+    objections.extend(memory(question.memory_bytes, 2, "target", target));
     warnings.extend(kernel(source, target));
     (objections, warnings)
 }
@@ -250,15 +255,9 @@ fn room(question: &Question, answer: &Answer) -> Option<Objection> {
     } else {
         0
     };
-    // A tenth more: file systems round up, and the difference after the freeze comes on top.
-    let needed = question
-        .memory_bytes
-        .saturating_add(question.file_bytes)
-        .saturating_add(image)
-        .saturating_mul(11)
-        / 10;
+    let needed = tenth_more(question.file_bytes.saturating_add(image));
     let reason = format!(
-        "{} has {} free, the move needs {}",
+        "{} has {} free on disk, the move needs {}",
         target.hostname,
         Bytes(target.free_bytes),
         Bytes(needed)
@@ -269,6 +268,50 @@ fn room(question: &Question, answer: &Answer) -> Option<Objection> {
             reason,
             "make room under /var/lib/netmig and the runtime's storage",
             false,
+        )
+    })
+}
+
+/// File systems round up, and what is written after the plan comes on top.
+fn tenth_more(bytes: u64) -> u64 {
+    bytes.saturating_mul(11) / 10
+}
+
+/// The engine writes its images to a file system in memory, and the target's reads them there.
+fn run_room(memory_bytes: u64, side: &str, facts: &HostFacts) -> Option<Objection> {
+    let needed = tenth_more(memory_bytes);
+    let reason = format!(
+        "the {side} {} has {} free under /run/netmig, the images of the container's memory need {}",
+        facts.hostname,
+        Bytes(facts.run_free_bytes),
+        Bytes(needed)
+    );
+    (facts.run_free_bytes < needed).then(|| {
+        Objection::new(
+            "run-room",
+            reason,
+            "enlarge that tmpfs (mount -o remount,size=SIZE /run)",
+            false,
+        )
+    })
+}
+
+/// Beside the images the target holds the pages that went ahead, and the restored processes after that: so many times the container's memory.
+fn memory(memory_bytes: u64, times: u64, side: &str, facts: &HostFacts) -> Option<Objection> {
+    let needed = memory_bytes.saturating_mul(times);
+    let reason = format!(
+        "the {side} {} has {} of memory available, moving a container of {} takes {} there",
+        facts.hostname,
+        Bytes(facts.memory_available_bytes),
+        Bytes(memory_bytes),
+        Bytes(needed)
+    );
+    (facts.memory_available_bytes < needed).then(|| {
+        Objection::new(
+            "memory",
+            reason,
+            "free memory there; where there is swap for it, allow it",
+            true,
         )
     })
 }

@@ -23,6 +23,8 @@ fn facts(hostname: &str) -> HostFacts {
         cgroup: 2,
         lsm: words("capability landlock"),
         free_bytes: 10 << 30,
+        run_free_bytes: 2 << 30,
+        memory_available_bytes: 4 << 30,
     }
 }
 
@@ -126,7 +128,7 @@ fn equal_hosts_have_no_objection() {
 #[test]
 fn each_difference_is_named() {
     type Change = fn(&mut Question, &mut Answer);
-    let cases: [(&str, Change); 13] = [
+    let cases: [(&str, Change); 17] = [
         ("arch", |_, a| a.facts.arch = "aarch64".into()),
         ("cpu", |q, _| q.facts.cpu_flags.push("avx512f".into())),
         ("cgroup", |_, a| a.facts.cgroup = 1),
@@ -142,7 +144,11 @@ fn each_difference_is_named() {
         ("crun", |q, _| {
             q.facts.tools = vec![("crun".into(), "1.8".into())]
         }),
-        ("room", |_, a| a.facts.free_bytes = 50 << 20),
+        ("room", |_, a| a.facts.free_bytes = 5 << 20),
+        ("run-room", |_, a| a.facts.run_free_bytes = 105 << 20),
+        ("run-room", |q, _| q.facts.run_free_bytes = 105 << 20),
+        ("memory", |_, a| a.facts.memory_available_bytes = 199 << 20),
+        ("memory", |q, _| q.facts.memory_available_bytes = 99 << 20),
         ("target", |_, a| {
             a.objections.push("there is no bridge br0; make it".into())
         }),
@@ -247,11 +253,11 @@ fn an_image_that_the_target_lacks_is_sent_and_needs_room() {
         "{plan}"
     );
     assert_eq!(plan.prediction.running_bytes, 35 << 20);
-    // Memory, files and a tenth more would fit without the image.
+    // Files and a tenth more would fit without the image.
     let tight = |lacks_image| {
         decided(|q, a, _| {
             podman(q);
-            a.facts.free_bytes = 120 << 20;
+            a.facts.free_bytes = 20 << 20;
             a.lacks_image = lacks_image;
         })
     };

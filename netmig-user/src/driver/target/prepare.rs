@@ -34,7 +34,7 @@ impl Steps {
     /// What stands against this container here. Changes nothing.
     pub fn answer(&self, question: &Question) -> Result<Answer> {
         let container = &question.container;
-        let facts = host::facts(&paths::state_moves());
+        let facts = host::facts(&paths::state_moves(), &paths::run_moves());
         let Accepted {
             mut objections,
             mut warnings,
