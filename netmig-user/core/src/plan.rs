@@ -5,7 +5,7 @@ mod version;
 
 pub use compare::{needs, too_old};
 pub(crate) use predict::Bytes;
-pub use predict::{Prediction, Rate};
+pub use predict::{Prediction, Rate, blackout_ms};
 pub use version::Version;
 
 use crate::{
@@ -149,7 +149,7 @@ pub fn decide(given: &Given<'_>) -> Plan {
     let Given {
         question, answer, ..
     } = *given;
-    let prediction = predict::predict(
+    let prediction = Prediction::new(
         question.memory_bytes,
         question.file_bytes + sent_image(question, answer).map_or(0, |image| image.bytes),
         given.rate,

@@ -30,6 +30,13 @@ pub struct Hello {
     pub word: Word,
 }
 
+/// Single bytes at the beginning of a measurement.
+pub const PINGS: usize = 3;
+/// Blocks of a measurement, at most: 4 MiB.
+pub const BURST_BLOCKS: usize = 64;
+/// Bytes of one.
+pub const BURST_BLOCK: usize = 64 << 10;
+
 /// What a connection carries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Channel {
@@ -46,6 +53,9 @@ pub enum Channel {
     Hold,
     /// The container's image, where the target lacks it: after the Hello the bytes to the target are an archive.
     Image,
+    /// While the plan is made: how fast the link is. After the Hello first [`PINGS`] bytes, each answered by one, then at most
+    /// [`BURST_BLOCKS`] blocks of [`BURST_BLOCK`] bytes, each answered by one.
+    Measure,
 }
 
 /// The durable word of one side, read from its journal: all that may be concluded after a crash.

@@ -129,6 +129,7 @@ fn frames() -> Vec<Frame> {
         }),
         hello(Channel::Hold, None),
         hello(Channel::Image, None),
+        hello(Channel::Measure, None),
         Frame::HoldBegin(HoldBegin {
             limit: 64 << 20,
             barrier_us: 20_000,

@@ -1,4 +1,5 @@
 //! Between hosts: pipes to the other agent, what opens them, and the control link that survives them.
 pub mod dial;
 pub mod link;
+pub mod measure;
 pub mod pipe;

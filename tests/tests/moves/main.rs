@@ -1,6 +1,7 @@
 //! Whole moves between the hosts of a lab: with each runtime, beside other containers, refused ones, and with everything that can break
 //! breaking in between.
 mod beside;
+mod blackout;
 mod bundle;
 mod content;
 mod faults;

@@ -15,7 +15,7 @@ pub struct Options {
     pub dry_run: bool,
     /// Drain before the freeze at most so long, in ms; 0: no drain.
     pub drain_limit_ms: u64,
-    /// Cancel when the time from the freeze to the grant exceeds this, in ms.
+    /// Give up before the freeze when a longer blackout is predicted, and cancel when the time from the freeze to the grant exceeds this, in ms.
     pub max_blackout_ms: Option<u64>,
     /// The gate's lease in ms: without an agent for so long before the grant, the gate opens by itself.
     pub lease_ms: u64,
@@ -63,6 +63,8 @@ pub enum Done {
         more: bool,
         /// How long it took in ms: what is left after the last one takes about as long, at most.
         ms: u64,
+        /// Predicted blackout in ms, if the freeze begins now.
+        blackout_ms: u64,
     },
     /// Quiet, or the limit was reached.
     Drained,

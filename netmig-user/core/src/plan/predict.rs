@@ -26,42 +26,36 @@ pub struct Rate {
 /// What a move will take.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Prediction {
-    /// Bytes that are sent while the container stands: its memory.
+    /// Bytes that are sent while the container stands: what of its memory has not gone ahead. Before the first round all of it, which is an
+    /// upper bound.
     pub frozen_bytes: u64,
     /// Bytes that are copied before, while it runs.
     pub running_bytes: u64,
     /// The link, if it was measured.
     pub rate: Option<Rate>,
-    /// Blackout in ms; without a rate: without the time on the link, so at least this.
+    /// Blackout in ms if no memory is left to send: it is written and read all the same.
+    pub least_ms: f64,
+    /// Blackout in ms with `frozen_bytes`; without a rate: without the time on the link.
     pub blackout_ms: f64,
 }
 
-pub(super) fn predict(memory_bytes: u64, file_bytes: u64, rate: Option<Rate>) -> Prediction {
-    let memory = memory_bytes as f64;
-    // Images are sent while they are written: the slower of the two counts.
-    let write_ms = memory / DUMP_RATE * 1e3;
-    let (send_ms, crossings_ms) = match rate {
-        Some(rate) => (
-            memory / rate.bytes_per_s.max(1.0) * 1e3,
-            rate.rtt_ms * CROSSINGS,
-        ),
-        None => (0.0, 0.0),
-    };
-    let blackout_ms = FIXED_MS + write_ms.max(send_ms) + memory / RESTORE_RATE * 1e3 + crossings_ms;
-    Prediction {
-        frozen_bytes: memory_bytes,
-        running_bytes: file_bytes,
-        rate,
-        blackout_ms,
-    }
-}
-
 impl Prediction {
+    pub(super) fn new(memory_bytes: u64, running_bytes: u64, rate: Option<Rate>) -> Self {
+        Self {
+            frozen_bytes: memory_bytes,
+            running_bytes,
+            rate,
+            // No figure here is as exact as its digits.
+            least_ms: blackout_ms(memory_bytes, 0, rate).ceil(),
+            blackout_ms: blackout_ms(memory_bytes, memory_bytes, rate).ceil(),
+        }
+    }
+
     pub(super) fn objection(&self, max_blackout_ms: Option<u64>) -> Option<Objection> {
-        let limit = max_blackout_ms.filter(|limit| self.blackout_ms > *limit as f64)?;
+        let limit = max_blackout_ms.filter(|limit| self.least_ms > *limit as f64)?;
         let reason = format!(
-            "a blackout of {:.0} ms is predicted, --max-blackout allows {limit} ms",
-            self.blackout_ms
+            "a blackout of at least {:.0} ms is predicted, --max-blackout allows {limit} ms",
+            self.least_ms
         );
         Some(Objection::new(
             "blackout",
@@ -72,29 +66,48 @@ impl Prediction {
     }
 }
 
+/// Blackout in ms of a container with `memory_bytes`, of which `frozen_bytes` are still to be sent when it is stopped.
+pub fn blackout_ms(memory_bytes: u64, frozen_bytes: u64, rate: Option<Rate>) -> f64 {
+    let memory = memory_bytes as f64;
+    // Images are sent while they are written: the slower of the two counts.
+    let write_ms = memory / DUMP_RATE * 1e3;
+    let (send_ms, crossings_ms) = match rate {
+        Some(rate) => (
+            frozen_bytes as f64 / rate.bytes_per_s.max(1.0) * 1e3,
+            rate.rtt_ms * CROSSINGS,
+        ),
+        None => (0.0, 0.0),
+    };
+    FIXED_MS + write_ms.max(send_ms) + memory / RESTORE_RATE * 1e3 + crossings_ms
+}
+
 impl fmt::Display for Prediction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             frozen_bytes,
             running_bytes,
             rate,
+            least_ms,
             blackout_ms,
         } = self;
         write!(
             f,
-            "{} copied while it runs, {} while it stands",
+            "{} copied while it runs, at most {} while it stands",
             Bytes(*running_bytes),
             Bytes(*frozen_bytes)
         )?;
         match rate {
-            Some(rate) => write!(
+            Some(Rate {
+                bytes_per_s,
+                rtt_ms,
+            }) => write!(
                 f,
-                ", at {}/s: a blackout of about {blackout_ms:.0} ms",
-                Bytes(rate.bytes_per_s as u64)
+                ", at {}/s and {rtt_ms:.1} ms there and back: a blackout of {least_ms:.0} to {blackout_ms:.0} ms",
+                Bytes(*bytes_per_s as u64)
             ),
             None => write!(
                 f,
-                ": a blackout of at least {blackout_ms:.0} ms (the link was not measured)"
+                ": a blackout of at least {least_ms:.0} ms (the link was not measured)"
             ),
         }
     }

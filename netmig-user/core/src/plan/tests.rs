@@ -276,7 +276,7 @@ fn a_handed_over_program_needs_no_criu() {
 
 #[test]
 fn the_prediction_grows_with_memory_and_shrinks_with_the_link() {
-    let blackout = |memory, bytes_per_s| {
+    let most = |memory, bytes_per_s| {
         let plan = decided(|q, _, given| {
             q.memory_bytes = memory;
             given.rate = Some(Rate {
@@ -286,13 +286,30 @@ fn the_prediction_grows_with_memory_and_shrinks_with_the_link() {
         });
         plan.prediction.blackout_ms
     };
-    assert!(blackout(0, 125e6) < blackout(100 << 20, 125e6));
-    assert!(blackout(100 << 20, 1250e6) < blackout(100 << 20, 125e6));
+    assert!(most(0, 125e6) < most(100 << 20, 125e6));
+    assert!(most(100 << 20, 1250e6) < most(100 << 20, 125e6));
     // 100 MiB over a gigabit link take 839 ms.
-    let slow = blackout(100 << 20, 125e6);
+    let slow = most(100 << 20, 125e6);
     assert!((1000.0..1300.0).contains(&slow), "{slow}");
     let plan = decided(|_, _, given| given.max_blackout_ms = Some(250));
     assert_eq!(keys(&plan), ["blackout"]);
+    // How much is left to send is known after the last round only: what may still be met is no reason to refuse.
+    let plan = decided(|_, _, given| {
+        given.max_blackout_ms = Some(500);
+        given.rate = Some(Rate {
+            bytes_per_s: 1e6,
+            rtt_ms: 1.0,
+        });
+    });
+    let Prediction {
+        least_ms,
+        blackout_ms: most_ms,
+        ..
+    } = plan.prediction;
+    assert!(least_ms < 500.0 && most_ms > 100_000.0, "{plan}");
+    assert_eq!(keys(&plan), Vec::<&str>::new());
+    let left = blackout_ms(100 << 20, 1 << 20, plan.prediction.rate);
+    assert!((1_200.0..1_500.0).contains(&left), "{left}");
     let plan = decided(|_, _, given| given.max_blackout_ms = Some(5_000));
     assert_eq!(keys(&plan), Vec::<&str>::new());
 }

@@ -67,6 +67,12 @@ impl Sender {
         self.sent
     }
 
+    /// Bytes that were handed over and that the connection has not taken yet, at most.
+    pub fn queued(&self) -> u64 {
+        let frames = self.frames.max_capacity() - self.frames.capacity();
+        (frames * CHUNK) as u64
+    }
+
     /// Sends those of these pages that the target does not have. [`Sender::flush`] sends the last of them.
     ///
     /// # Errors

@@ -29,25 +29,29 @@ impl Steps {
             self.open_hold();
         }
         let begun = Instant::now();
-        let new = self.copy_memory()?;
-        let ms = begun.elapsed().as_millis();
+        let (new, queued) = self.copy_memory()?;
+        let took = begun.elapsed();
+        self.round_sent(new.saturating_sub(queued), took);
         let mut state = self.state();
+        state.left_bytes = new + queued;
         let last = state.round.replace(new);
         // A round that finds nearly as much as the one before races with the container and does not win.
         let shrinks = last.is_none_or(|last| new < last / 4 * 3);
+        drop(state);
         Ok(Done::Round {
             round,
             more: new > ENOUGH && shrinks,
-            ms: u64::try_from(ms).unwrap_or(u64::MAX),
+            ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            blackout_ms: self.blackout_ms(),
         })
     }
 
-    /// Sends the pages that the target does not have yet. How many there were, in bytes.
-    fn copy_memory(&self) -> Result<u64> {
+    /// Sends the pages that the target does not have yet. How many bytes that were, and how many of all still wait for the connection.
+    fn copy_memory(&self) -> Result<(u64, u64)> {
         let container = self.container()?;
         if container.manager.engine() == socket::Engine::Handoff {
             // What such a program has in memory is its own matter until it saves itself.
-            return Ok(0);
+            return Ok((0, 0));
         }
         let mut images = self
             .state()
@@ -65,8 +69,9 @@ impl Steps {
         }
         images.flush()?;
         let new = images.sent() - before;
+        let queued = images.queued().min(images.sent());
         self.state().images = Some(images);
-        Ok(new)
+        Ok((new, queued))
     }
 
     /// The connection for images, opened while there is time.

@@ -7,6 +7,7 @@ mod files;
 mod gate;
 mod hold;
 mod image;
+mod rate;
 mod steps;
 
 use std::{
@@ -18,8 +19,8 @@ use anyhow::{Context, Result};
 use netmig_core::{
     id::{Epoch, Life, MoveId},
     machine::source::{Action, Done, Event, Machine, Options, Outcome, Record, Timer},
-    plan::{self, Plan},
-    proto::{Answer, Question, ToSource, ToTarget},
+    plan::{self, Plan, Rate},
+    proto::{Answer, Question, ToSource, ToTarget, Word},
     report::{self, Report},
 };
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,8 @@ pub enum Input {
     Cancel(String),
     /// The operator's word that the target is fenced.
     Reclaim,
+    /// The link has been measured, if that was possible.
+    Measured(Option<Rate>),
     /// A line for the report and the client.
     Warning(String),
 }
@@ -237,8 +240,28 @@ struct Seen {
     announced: u32,
     rebuild_us: Option<u64>,
     lacks_image: bool,
+    link: Measured,
     expected: Vec<String>,
     plan: Option<Box<Plan>>,
+}
+
+/// The link's measurement, which runs beside the target's look at the plan.
+#[derive(Default, PartialEq)]
+enum Measured {
+    #[default]
+    Not,
+    /// The answer waits for it.
+    Begun(Option<Box<Answer>>),
+    Done(Option<Rate>),
+}
+
+impl Measured {
+    fn rate(&self) -> Option<Rate> {
+        match self {
+            Self::Done(rate) => *rate,
+            Self::Not | Self::Begun(_) => None,
+        }
+    }
 }
 
 impl Driver {
@@ -278,7 +301,21 @@ impl Driver {
             Input::Event(event) => self.event(event),
             Input::Hook(call, reply) => self.hook(call, reply),
             Input::Rsync(stream, args) => self.steps.join_rsync(stream, args),
-            Input::Link(LinkEvent::Up) => self.machine.handle(Event::LinkUp),
+            Input::Link(LinkEvent::Up) => {
+                if self.machine.word() == Word::Unknown && self.seen.link == Measured::Not {
+                    self.seen.link = Measured::Begun(None);
+                    self.measure();
+                }
+                self.machine.handle(Event::LinkUp);
+            }
+            Input::Measured(rate) => {
+                let before = std::mem::replace(&mut self.seen.link, Measured::Done(rate));
+                self.steps.measured(rate);
+                if let Measured::Begun(Some(answer)) = before {
+                    let event = self.decide(&answer);
+                    self.machine.handle(event);
+                }
+            }
             Input::Link(LinkEvent::Word(word)) => self.machine.handle(Event::PeerWord(word)),
             Input::Link(LinkEvent::Message(message)) => self.message(message),
             Input::Link(LinkEvent::Down(why)) => {
@@ -309,6 +346,11 @@ impl Driver {
             Event::Done(Done::Disarmed) => {
                 self.facts.disarmed = self.steps.disarmed();
                 self.save();
+            }
+            Event::Done(Done::Round { .. }) => {
+                if let Some(plan) = &mut self.seen.plan {
+                    self.steps.predict(&mut plan.prediction);
+                }
             }
             Event::Done(Done::Closed) => self.clock.closed = Some(Instant::now()),
             Event::Done(Done::Undone) => self.clock.reopened = self.steps.reopened(),
@@ -378,8 +420,12 @@ impl Driver {
             }
             Action::Decide(answer) => {
                 self.seen.lacks_image = answer.lacks_image;
-                let event = self.decide(&answer);
-                self.machine.handle(event);
+                if let Measured::Begun(waiting) = &mut self.seen.link {
+                    *waiting = Some(answer);
+                } else {
+                    let event = self.decide(&answer);
+                    self.machine.handle(event);
+                }
             }
             Action::Attach => self.step(|steps| steps.attach()),
             Action::Disarm => self.step(|steps| steps.disarm()),
@@ -417,6 +463,21 @@ impl Driver {
                 Err(e) => Event::Failed(format!("{e:#}")),
             };
             tell(&tx, Input::Event(event));
+        });
+    }
+
+    /// Measures the link. A plan can do without, so nothing fails by it.
+    fn measure(&self) {
+        let (steps, tx) = (self.steps.clone(), self.tx.clone());
+        tokio::spawn(async move {
+            let rate = match steps.measure().await {
+                Ok(rate) => Some(rate),
+                Err(e) => {
+                    warn!("the link is not measured: {e:#}");
+                    None
+                }
+            };
+            tell(&tx, Input::Measured(rate));
         });
     }
 
@@ -494,7 +555,7 @@ impl Driver {
             sockets: &sockets,
             engine: question.container.manager.engine(),
             allow: &spec.allow,
-            rate: None,
+            rate: self.seen.link.rate(),
             max_blackout_ms: spec.max_blackout_ms,
         });
         let refusals = plan.refusals();

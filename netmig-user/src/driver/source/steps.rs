@@ -18,6 +18,7 @@ use netmig_core::{
     id::{Life, MoveId},
     image::v1::net::Network,
     machine::source::Done,
+    plan::Rate,
     proto::{Channel, Hello, PROTOCOL, ToTarget, Word},
     report::Packets,
     socket::{self, Row},
@@ -88,8 +89,12 @@ pub(super) struct State {
     pub(super) moment: Option<oneshot::Sender<HookReply>>,
     pub(super) dumped: Option<oneshot::Sender<HookReply>>,
     pub(super) memory_bytes: u64,
+    /// The link, if it was measured.
+    pub(super) rate: Option<Rate>,
     /// New bytes of memory in the last round.
     pub(super) round: Option<u64>,
+    /// Bytes that are probably to be sent after the freeze.
+    pub(super) left_bytes: u64,
     pub(super) image_bytes: u64,
     pub(super) images: Option<bulk::Sender>,
     pub(super) streaming: Option<Streaming>,

@@ -38,6 +38,7 @@ use crate::{
     engine::criu::hook::{HookCall, HookReply, NetavarkCall, NetavarkReply},
     wire::{
         link::{Link, LinkEvent},
+        measure,
         pipe::Pipe,
     },
 };
@@ -287,6 +288,14 @@ impl Driver {
                 Channel::Bulk => self.steps.receive(pipe),
                 Channel::Hold => self.steps.receive_held(pipe),
                 Channel::Image => self.steps.receive_image(pipe),
+                Channel::Measure => {
+                    let mv = self.facts.id;
+                    tokio::spawn(async move {
+                        if let Err(e) = measure::reflect(pipe).await {
+                            warn!(%mv, "measuring the link: {e}");
+                        }
+                    });
+                }
                 Channel::Rsync { ref args } => self.steps.rsync(args.clone(), pipe),
             },
             Input::Link(LinkEvent::Up) => self.machine.handle(Event::LinkUp),

@@ -90,6 +90,7 @@ impl SourceWorld {
                 round: *n,
                 more: true,
                 ms: 1,
+                blackout_ms: 0,
             },
             Action::Drain => {
                 self.gate = Gate::Drain;

@@ -49,15 +49,20 @@ impl Machine {
                 *here = Attaching::Record;
                 self.push(Action::Persist(Record::Disarmed));
             }
-            (Done::Round { round, more, ms }, State::Precopying(now)) if round == *now => {
+            (
+                Done::Round {
+                    round,
+                    more,
+                    ms,
+                    blackout_ms,
+                },
+                State::Precopying(now),
+            ) if round == *now => {
                 self.send(ToTarget::Round(round));
                 if more && round < self.options.precopy_rounds {
                     self.step(Action::Precopy(round + 1), State::Precopying(round + 1));
                 } else {
-                    if ms <= FREEZING_LIMIT_MS {
-                        self.send(ToTarget::Freezing);
-                    }
-                    self.step(Action::Freeze, State::Starting);
+                    self.freeze(ms, blackout_ms);
                 }
             }
             (Done::Drained, State::Draining) => {
@@ -158,6 +163,22 @@ impl Machine {
     pub(super) fn precopy(&mut self) {
         self.phase(Phase::Precopy);
         self.step(Action::Precopy(1), State::Precopying(1));
+    }
+
+    /// The last round took `round_ms`; `blackout_ms` are predicted.
+    fn freeze(&mut self, round_ms: u64, blackout_ms: u64) {
+        if let Some(limit) = self.options.max_blackout_ms
+            && blackout_ms > limit
+        {
+            return self.give_up(format!(
+                "a blackout of about {blackout_ms} ms is predicted after the last round of copying, --max-blackout allows {limit} ms: \
+                 allow more, or move when the container writes less to its memory"
+            ));
+        }
+        if round_ms <= FREEZING_LIMIT_MS {
+            self.send(ToTarget::Freezing);
+        }
+        self.step(Action::Freeze, State::Starting);
     }
 
     pub(super) fn engine_starting(&mut self) {

@@ -51,6 +51,7 @@ impl Source {
                 round: 1,
                 more: false,
                 ms: 1,
+                blackout_ms: 0,
             }),
             Event::EngineStarting,
             Event::Done(Done::Drained),
@@ -375,6 +376,7 @@ fn a_hook_that_comes_again_gets_its_answer_again() {
             round: 1,
             more: false,
             ms: 1,
+            blackout_ms: 0,
         }),
     ] {
         early.hears(event);
@@ -385,6 +387,56 @@ fn a_hook_that_comes_again_gets_its_answer_again() {
     assert_eq!(early.hears(Event::EngineFrozen), []);
     assert_eq!(early.hears(Event::Done(Done::Closed)), [Action::EngineGoOn]);
     assert_eq!(early.hears(Event::EngineFrozen), [Action::EngineGoOn]);
+}
+
+#[test]
+fn what_would_take_too_long_is_given_up_before_the_freeze() {
+    use source::{Action, Event};
+    let after_the_last_round = |max_blackout_ms, blackout_ms| {
+        let mut source = Source::new(source::Options {
+            max_blackout_ms,
+            ..Default::default()
+        });
+        for event in [
+            Event::Start,
+            Event::Done(Done::Inspected(question(), Vec::new())),
+            Event::Message(ToSource::Answer(Box::default())),
+            Event::Done(Done::Decided(Vec::new())),
+            Event::Persisted(source::Record::Begun(Epoch(1))),
+            Event::Done(Done::Attached),
+            Event::Done(Done::Disarmed),
+            Event::Persisted(source::Record::Disarmed),
+            Event::Message(ToSource::Ready),
+        ] {
+            source.hears(event);
+        }
+        // Another round may make it shorter.
+        let first = source.hears(Event::Done(Done::Round {
+            round: 1,
+            more: true,
+            ms: 1,
+            blackout_ms: 9_000,
+        }));
+        assert!(first.contains(&Action::Precopy(2)), "{first:?}");
+        source.hears(Event::Done(Done::Round {
+            round: 2,
+            more: false,
+            ms: 1,
+            blackout_ms,
+        }))
+    };
+    for (limit, predicted) in [(None, 700), (Some(700), 700)] {
+        let goes_on = after_the_last_round(limit, predicted);
+        assert!(goes_on.contains(&Action::Freeze), "{goes_on:?}");
+    }
+    let given_up = after_the_last_round(Some(500), 700);
+    assert!(!given_up.contains(&Action::Freeze), "{given_up:?}");
+    assert!(given_up.contains(&Action::Undo), "{given_up:?}");
+    let told = given_up.iter().any(|action| {
+        matches!(action, Action::Send(ToTarget::Abort { why })
+            if why.contains("about 700 ms") && why.contains("allows 500 ms"))
+    });
+    assert!(told, "{given_up:?}");
 }
 
 #[test]
