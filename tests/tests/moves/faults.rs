@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netmig_lab::{Cmd, Host as _, NamespaceHost, Process};
+use netmig_lab::{Cmd, Host, Process};
 
 use crate::story::{Container, How, Story};
 
@@ -44,7 +44,7 @@ impl Faults {
     }
 
     /// Where the container lives.
-    fn home(&self) -> &NamespaceHost {
+    fn home(&self) -> &dyn Host {
         let (a, b) = (self.story.a(), self.story.b());
         if self.container.runs_on(a) { a } else { b }
     }
@@ -55,7 +55,7 @@ impl Faults {
         what: &str,
         more: &[&str],
         ends: Ends,
-        fault: impl FnOnce(&mut Going, &NamespaceHost, &NamespaceHost),
+        fault: impl FnOnce(&mut Going, &dyn Host, &dyn Host),
     ) {
         let began = Instant::now();
         let source = self.home();
@@ -107,7 +107,7 @@ impl Faults {
     }
 
     /// A killer of `victim` at CRIU's `moment` on `host`, before a move begins.
-    fn catch(host: &NamespaceHost, moment: &str, victim: &str) -> Catcher {
+    fn catch(host: &dyn Host, moment: &str, victim: &str) -> Catcher {
         let mut process = host
             .spawn(&Cmd::new(["python3", "/tmp/catch.py", moment, victim]))
             .expect("a catcher");
@@ -166,12 +166,7 @@ pub struct Going {
 }
 
 impl Going {
-    pub fn start(
-        story: &Story,
-        from: &NamespaceHost,
-        container: &Container,
-        more: &[&str],
-    ) -> Self {
+    pub fn start(story: &Story, from: &dyn Host, container: &Container, more: &[&str]) -> Self {
         let command = story.command(from, container).args(more.iter().copied());
         let mut process = from.spawn(&command).expect("migrate");
         let lines = BufReader::new(process.stderr.take().expect("its lines"));
@@ -215,7 +210,7 @@ impl Going {
     }
 }
 
-fn kill(host: &NamespaceHost, signal: &str, pattern: &str) {
+fn kill(host: &dyn Host, signal: &str, pattern: &str) {
     host.sh(&format!("pkill -{signal} -f '{pattern}'"))
         .unwrap_or_else(|e| panic!("{e}"));
 }

@@ -3,6 +3,7 @@
 mod beside;
 mod bundle;
 mod faults;
+mod machines;
 mod pairs;
 mod refusals;
 mod story;
