@@ -43,7 +43,6 @@ fn moves_inside(kernel: &str) {
     let this = env::current_exe().expect("this program");
     let story = spec.add_stories(&this, programs()).expect("its stories");
     let guest = VmHost::boot(&spec).unwrap_or_else(|error| panic!("{kernel}: {error}"));
-    let release = &guest.vm().started().hello.release;
     let story = story.args(["--ignored", "--exact", "--nocapture", INSIDE]);
     let release = &guest.vm().started().hello.release;
     println!("{release}: up after {:.0} s", began.elapsed().as_secs_f32());

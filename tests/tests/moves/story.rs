@@ -116,7 +116,7 @@ impl Container {
 /// What the hosts are.
 enum Ground {
     Namespaces(Lab),
-    Machines(Pair),
+    Machines(Box<Pair>),
 }
 
 /// A lab that knows the image.
@@ -164,7 +164,7 @@ impl Story {
             }
         });
         Self {
-            ground: Ground::Machines(pair),
+            ground: Ground::Machines(Box::new(pair)),
             image,
             emulated: true,
         }
