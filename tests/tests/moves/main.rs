@@ -5,6 +5,7 @@ mod bundle;
 mod faults;
 mod handoff;
 mod hold;
+mod machines;
 mod pairs;
 mod refusals;
 mod story;
