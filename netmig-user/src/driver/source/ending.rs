@@ -58,7 +58,6 @@ impl Steps {
             }
             if let Some(cgroup) = &container.cgroup
                 && begun
-                && cgroup::frozen(cgroup).unwrap_or(false)
                 && let Err(e) = cgroup::thaw(cgroup)
             {
                 left.push(e.to_string());

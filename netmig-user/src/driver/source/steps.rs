@@ -35,7 +35,11 @@ use crate::{
         local::{MoveSpec, Told},
         paths,
     },
-    engine::{self, Engine, cgroup, criu::hook::HookReply, task},
+    engine::{
+        self, Engine, cgroup,
+        criu::hook::{self, HookReply},
+        task,
+    },
     files::{Moment, Tree},
     gate::Gate,
     net,
@@ -81,9 +85,8 @@ pub(super) struct State {
     pub(super) kit: Option<Arc<dyn Engine>>,
     /// Under `handoff`: the helper, which holds what was handed over.
     pub(super) helper: Option<i32>,
-    pub(super) frozen: bool,
     pub(super) kept: Option<sock::Kept>,
-    pub(super) moment: Option<oneshot::Sender<HookReply>>,
+    pub(super) moment: Option<(hook::Action, oneshot::Sender<HookReply>)>,
     pub(super) dumped: Option<oneshot::Sender<HookReply>>,
     pub(super) memory_bytes: u64,
     /// New bytes of memory in the last round.
@@ -280,7 +283,6 @@ impl Steps {
         let container = self.container()?;
         let netns = self.netns()?;
         if let Some(cgroup) = &container.cgroup {
-            self.state().frozen = true;
             // CRIU holds the tasks: they count as frozen only when it lets them go, so nothing is waited for.
             cgroup::freeze_now(cgroup)?;
         }
