@@ -22,7 +22,7 @@ use super::{
     steps::{GLANCE, Steps},
 };
 use crate::{
-    agent::{local::Told, paths},
+    agent::{local::Told, pace::Pace, paths},
     engine::{
         cgroup,
         criu::hook::{self, HookCall, HookReply},
@@ -45,6 +45,7 @@ const STOPPED_WITHIN: Duration = Duration::from_millis(50);
 impl Steps {
     /// Runs the engine's dump to its end. Why it ended, if it was not told to.
     pub fn freeze(&self) -> Result<Option<String>> {
+        self.state().pace = Some(Pace::ahead());
         let container = self.container()?;
         let kit = self
             .state()

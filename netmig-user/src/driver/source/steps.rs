@@ -33,6 +33,7 @@ use super::{
 use crate::{
     agent::{
         local::{MoveSpec, Told},
+        pace::Pace,
         paths,
     },
     engine::{
@@ -88,6 +89,7 @@ pub(super) struct State {
     pub(super) kept: Option<sock::Kept>,
     pub(super) moment: Option<(hook::Action, oneshot::Sender<HookReply>)>,
     pub(super) dumped: Option<oneshot::Sender<HookReply>>,
+    pub(super) pace: Option<Pace>,
     pub(super) memory_bytes: u64,
     /// New bytes of memory in the last round.
     pub(super) round: Option<u64>,
