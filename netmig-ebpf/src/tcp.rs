@@ -120,8 +120,10 @@ impl Segment {
                 scale: 0,
             })
         };
-        let length = self.header.wrapping_sub(HEADER);
-        if length > 0 && length <= 40 {
+        // One less than their length: 6.1's verifier learns bounds from `<` alone, and the compiler would make `!=` of `length > 0`.
+        let but_one = opaque(u64::from(self.header.wrapping_sub(HEADER + 1)));
+        if but_one < 40 {
+            let length = (but_one + 1) as u32;
             // SAFETY: the skb is the program's context; `length` <= 40 bytes fit into `options`.
             let rc = unsafe {
                 bpf_skb_load_bytes(
@@ -139,6 +141,21 @@ impl Segment {
         // SAFETY: as above.
         Ok(unsafe { found.read_volatile() })
     }
+}
+
+/// The same number, of which the compiler knows nothing: the comparisons that follow stay as they are written.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn opaque(mut n: u64) -> u64 {
+    // SAFETY: it changes nothing.
+    unsafe { core::arch::asm!("{n} += 0", n = inout(reg) n, options(pure, nomem, nostack)) };
+    n
+}
+
+/// The same for a host.
+#[cfg(not(target_arch = "bpf"))]
+fn opaque(n: u64) -> u64 {
+    n
 }
 
 #[inline(always)]

@@ -61,7 +61,7 @@ const STAGES: [Stage; 5] = [
     },
     Stage {
         name: "vm",
-        what: "virtual machines with other kernels",
+        what: "virtual machines with other kernels, and moves in and between them",
         needs: &[Purpose::Build, Purpose::Lab, Purpose::Vm],
         run: vm,
     },
@@ -177,8 +177,12 @@ fn vm(arguments: &Arguments) -> anyhow::Result<Tally> {
     let binary = build_cmd::binary(Profile::Debug, Tell::Work)?;
     let mut machines = cargo::cargo("test")?;
     machines
-        .args(["--no-fail-fast", "--package", "netmig-lab", "--test", "vm"])
-        .args(["--", "--ignored", "--test-threads", "1"])
+        .args(["--no-fail-fast", "--package", "netmig-lab"])
+        // What is ignored in these boots machines, except for what is run inside of them.
+        .args(["--test", "vm", "--test", "moves", "--", "--ignored"])
+        .args(["--skip", "machines::inside_a_guest"])
+        // The phases of a move under each kernel are worth seeing.
+        .args(["--test-threads", "1", "--nocapture"])
         .env("NETMIG_USER_BIN", binary);
     tests(&mut machines, arguments)
 }

@@ -90,9 +90,8 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let mut spec = spec(arguments, &arguments.kernel, &programs)?;
     let command = match &arguments.test {
         Some(test) => {
-            let program = test_program(test)?;
-            spec.add_program(&program)?;
-            inside(&program, &arguments.command)?
+            let stories = spec.add_stories(&test_program(test)?, &programs)?;
+            stories.args(arguments.command.iter().cloned())
         }
         None => line(&arguments.command),
     };
@@ -145,20 +144,6 @@ fn test_program(test: &str) -> anyhow::Result<PathBuf> {
         .filter(|message| message["target"]["name"] == test)
         .find_map(|message| message["executable"].as_str().map(PathBuf::from));
     program.with_context(|| format!("cargo built no program for the test {test}"))
-}
-
-/// The test program in the machine: its labs stand on the machine's own root.
-fn inside(program: &Path, arguments: &[String]) -> anyhow::Result<Cmd> {
-    let name = program.file_name().and_then(|name| name.to_str());
-    let at = |name: &str| format!("{}/{name}", vm::PROGRAMS);
-    Ok(
-        Cmd::new([at(name.context("a test program without a name")?)])
-            .args(["--test-threads", "1"])
-            .args(arguments.iter().cloned())
-            .env("NETMIG_ROOT", "/")
-            .env("NETMIG_LAB_HELPER", at("netmig-lab-helper"))
-            .env("NETMIG_USER_BIN", at("netmig-user")),
-    )
 }
 
 /// Builds what belongs into a machine, and tells in which directory it is.

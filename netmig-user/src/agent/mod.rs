@@ -4,6 +4,7 @@
 //! and the pipes of `agent --stdio` behind which another host's agent speaks. Whoever needs it and finds none starts it ([`start::connect`]).
 pub mod hook;
 pub mod local;
+pub mod pace;
 pub mod paths;
 pub mod resident;
 pub mod start;

@@ -151,7 +151,7 @@ fn listen() -> Result<UnixListener> {
 
 /// Leaves the cgroup of whoever started the agent, so that stopping that (a unit, an ssh session) does not stop a move.
 fn own_cgroup() {
-    let dir = std::path::Path::new("/sys/fs/cgroup/netmig-agent");
+    let dir = std::path::Path::new(super::pace::CGROUP);
     let enter = || -> io::Result<()> {
         if !dir
             .parent()

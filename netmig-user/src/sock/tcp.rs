@@ -87,8 +87,11 @@ pub(super) fn refresh(fd: &OwnedFd, tcp: &mut Tcp) -> Result<(), Error> {
         .to_owned();
     tcp.window_clamp =
         sockopt::read(fd, TCP, libc::TCP_WINDOW_CLAMP).on("reading TCP_WINDOW_CLAMP", &name)?;
-    // With an offset MSG_PEEK would begin there.
-    let peek = sockopt::int(fd, SOL, SO_PEEK_OFF).on("reading SO_PEEK_OFF", &name)?;
+    // With an offset MSG_PEEK would begin there. TCP has none before 6.9 (sk_getsockopt: no set_peek_off).
+    let peek = match sockopt::int(fd, SOL, SO_PEEK_OFF) {
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => -1,
+        read => read.on("reading SO_PEEK_OFF", &name)?,
+    };
     if peek >= 0 {
         sockopt::set_int(fd, SOL, SO_PEEK_OFF, -1).on("setting SO_PEEK_OFF", &name)?;
     }

@@ -51,6 +51,12 @@ enum What {
         client: Client,
         #[arg(long, default_value_t = 50)]
         connections: usize,
+        /// Milliseconds between a connection's operations.
+        #[arg(long, default_value_t = 0)]
+        every: u64,
+        /// Seconds that a reply may take.
+        #[arg(long, default_value_t = redis::PATIENCE.as_secs())]
+        patience: u64,
     },
     /// Connections that stay silent until the end.
     Idle {
@@ -160,11 +166,18 @@ fn run(what: What) -> anyhow::Result<()> {
         What::Redis {
             client,
             connections,
+            every,
+            patience,
         } => {
+            let pace = redis::Pace {
+                every: Duration::from_millis(every),
+                patience: Duration::from_secs(patience),
+            };
             tell(&redis::load(
                 &client.name,
                 client.to,
                 connections,
+                pace,
                 &client.stop(),
                 say_ready,
             )?)?;

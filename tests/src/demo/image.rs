@@ -24,6 +24,9 @@ const VERSION: u32 = 1;
 
 const REDIS_CONF: &str =
     "bind * -::*\nport 6379\nprotected-mode no\ndir /data\nsave \"\"\ndaemonize no\n";
+/// What the image is called, and its archive in the cache; the key of its content follows.
+const NAME: &str = "localhost/netmig-demo";
+const ARCHIVE: &str = "demo-";
 const PASSWD: &str = "root:x:0:0:root:/:/bin/sh\n";
 
 /// An image in the cache.
@@ -47,8 +50,8 @@ impl Image {
     pub fn build(root: &Path, netmig_peer: &Path, cache: &Path) -> Result<Self, Error> {
         let parts = parts(root, netmig_peer)?;
         let key = content_key(&parts)?;
-        let archive = cache.join(format!("demo-{key}.tar"));
-        let name = format!("localhost/netmig-demo:{key}");
+        let archive = cache.join(format!("{ARCHIVE}{key}.tar"));
+        let name = format!("{NAME}:{key}");
         if !archive.exists() {
             fs::create_dir_all(cache).map_err(Error::file("creating", cache))?;
             let room =
@@ -58,6 +61,24 @@ impl Image {
             fs::rename(&whole, &archive).map_err(Error::file("renaming to", &archive))?;
         }
         Ok(Self { name, archive })
+    }
+
+    /// The image in an archive that [`build`](Image::build) has made, under the name that it had there.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the archive has another name.
+    pub fn built(archive: PathBuf) -> Result<Self, Error> {
+        let name = archive.file_stem().and_then(|stem| stem.to_str());
+        match name.and_then(|name| name.strip_prefix(ARCHIVE)) {
+            Some(key) => Ok(Self {
+                name: format!("{NAME}:{key}"),
+                archive,
+            }),
+            None => Err(Error::file(
+                "finding an image's key in the name of",
+                archive,
+            )(io::ErrorKind::InvalidFilename.into())),
+        }
     }
 
     /// The image's name with its tag.

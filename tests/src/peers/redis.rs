@@ -1,4 +1,4 @@
-//! Verified SET/GET without pause, on many connections from outside or on one inside the container.
+//! Verified SET/GET on many connections from outside or on one inside the container.
 use std::{
     io,
     net::SocketAddr,
@@ -30,6 +30,24 @@ const STATUS_PERIOD: Duration = Duration::from_millis(100);
 
 /// The key under which the loopback client keeps its [`Outcome`] as JSON.
 pub const LOOPBACK_STATUS: &str = "netmig:loopback";
+
+/// How busy a connection is kept, and how long it is waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Between the end of an operation and the next one.
+    pub every: Duration,
+    /// How long a reply may take before it is an error.
+    pub patience: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            every: Duration::ZERO,
+            patience: PATIENCE,
+        }
+    }
+}
 
 /// What one connection did.
 #[derive(Debug, Default)]
@@ -70,10 +88,11 @@ pub fn load(
     name: &str,
     to: SocketAddr,
     connections: usize,
+    pace: Pace,
     stop: &Stop,
     ready: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<Outcome> {
-    resp::open_when_there(to, PATIENCE, START_LIMIT)?;
+    resp::open_when_there(to, pace.patience, START_LIMIT)?;
     let warm = Barrier::new(connections + 1);
     let mut sum = Tally::default();
     let said = thread::scope(|scope| {
@@ -81,10 +100,13 @@ pub fn load(
             .map(|i| {
                 let warm = &warm;
                 scope.spawn(move || {
-                    let mut worker = Worker::new(format!("{name}:{i}"), to);
+                    let mut worker = Worker::new(format!("{name}:{i}"), to, pace);
                     worker.run_until(stop, |done| {
                         if done.operations == 1 {
                             warm.wait();
+                        }
+                        if !pace.every.is_zero() {
+                            thread::sleep(pace.every);
                         }
                         Ok(())
                     });
@@ -116,7 +138,7 @@ pub fn load(
 /// Redis does not come up.
 pub fn loopback(to: SocketAddr, stop: &Stop) -> io::Result<()> {
     resp::open_when_there(to, PATIENCE, START_LIMIT)?;
-    let mut worker = Worker::new("loopback:0".to_owned(), to);
+    let mut worker = Worker::new("loopback:0".to_owned(), to, Pace::default());
     let mut told = Instant::now();
     worker.run_until(stop, |done| {
         if told.elapsed() < STATUS_PERIOD {
@@ -162,13 +184,14 @@ struct Worker {
     keys: String,
     seed: u64,
     to: SocketAddr,
+    patience: Duration,
     turn: u64,
     connection: Option<Connection>,
     tally: Tally,
 }
 
 impl Worker {
-    fn new(keys: String, to: SocketAddr) -> Self {
+    fn new(keys: String, to: SocketAddr, pace: Pace) -> Self {
         let seed = keys.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| {
             (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
         });
@@ -176,6 +199,7 @@ impl Worker {
             keys,
             seed,
             to,
+            patience: pace.patience,
             turn: 0,
             connection: None,
             tally: Tally::default(),
@@ -249,7 +273,7 @@ impl Worker {
 
     fn ensure_connected(&mut self) -> io::Result<()> {
         if self.connection.is_none() {
-            self.connection = Some(Connection::open(self.to, PATIENCE)?);
+            self.connection = Some(Connection::open(self.to, self.patience)?);
             self.tally.connects += 1;
         }
         Ok(())

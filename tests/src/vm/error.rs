@@ -60,6 +60,9 @@ pub enum Error {
         /// The last lines that the guest's kernel wrote.
         console: String,
     },
+    /// The image for a guest's stories could not be made.
+    #[error("the demo's image")]
+    Image(#[from] crate::demo::Error),
     /// The lab around a guest, or its place in it, could not be made.
     #[error("the lab around the guests")]
     Lab(#[from] crate::Error),

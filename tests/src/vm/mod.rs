@@ -28,6 +28,7 @@ pub mod frame;
 pub mod guest;
 pub mod image;
 pub mod initramfs;
+pub mod stories;
 
 pub use error::Error;
 pub use host::VmHost;

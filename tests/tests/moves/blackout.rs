@@ -1,5 +1,4 @@
 //! `--max-blackout`: what will take too long does not freeze the container.
-use netmig_lab::Host as _;
 
 use crate::story::{Container, How, Story};
 

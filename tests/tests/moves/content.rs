@@ -1,7 +1,7 @@
 //! What a container is made of besides its processes: its image, and all that it has written.
 use std::time::Duration;
 
-use netmig_lab::{Cmd, Host as _, NamespaceHost};
+use netmig_lab::{Cmd, Host};
 
 use crate::{
     faults::{Catcher, Going},
@@ -24,14 +24,14 @@ const READ: &str = r#"
     find dev/shm data/volume srv-note srv-link sparse etc -printf '%p %y %m %U:%G %n\n' | sort
     find dev/shm data/volume srv-note srv-link sparse etc -type f -exec sha256sum {} + | sort -k 2"#;
 
-fn has_image(story: &Story, host: &NamespaceHost) -> bool {
+fn has_image(story: &Story, host: &dyn Host) -> bool {
     host.exec(&Cmd::new(["podman", "image", "exists", story.image()]))
         .expect("podman runs")
         .status
         .success()
 }
 
-fn images(host: &NamespaceHost) -> String {
+fn images(host: &dyn Host) -> String {
     host.run(&["podman", "image", "ls", "--all", "--quiet", "--no-trunc"])
         .expect("listed")
 }

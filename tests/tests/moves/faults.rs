@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netmig_lab::{Cmd, Host as _, NamespaceHost, Process};
+use netmig_lab::{Cmd, Host, Process};
 
 use crate::story::{Container, How, Story};
 
@@ -40,7 +40,7 @@ impl Faults {
     }
 
     /// Where the container lives.
-    fn home(&self) -> &NamespaceHost {
+    fn home(&self) -> &dyn Host {
         let (a, b) = (self.story.a(), self.story.b());
         if self.container.runs_on(a) { a } else { b }
     }
@@ -51,7 +51,7 @@ impl Faults {
         what: &str,
         more: &[&str],
         ends: Ends,
-        fault: impl FnOnce(&mut Going, &NamespaceHost, &NamespaceHost),
+        fault: impl FnOnce(&mut Going, &dyn Host, &dyn Host),
     ) {
         let began = Instant::now();
         let source = self.home();
@@ -129,7 +129,7 @@ pub struct Catcher {
 
 impl Catcher {
     /// One that kills `victim` at CRIU's `moment` on `host`, before a move begins.
-    pub fn set(host: &NamespaceHost, moment: &str, victim: &str) -> Self {
+    pub fn set(host: &dyn Host, moment: &str, victim: &str) -> Self {
         host.write("/tmp/catch.py", CATCH.as_bytes(), 0o755)
             .expect("written");
         let mut process = host
@@ -164,12 +164,7 @@ pub struct Going {
 }
 
 impl Going {
-    pub fn start(
-        story: &Story,
-        from: &NamespaceHost,
-        container: &Container,
-        more: &[&str],
-    ) -> Self {
+    pub fn start(story: &Story, from: &dyn Host, container: &Container, more: &[&str]) -> Self {
         let command = story.command(from, container).args(more.iter().copied());
         let mut process = from.spawn(&command).expect("migrate");
         let lines = BufReader::new(process.stderr.take().expect("its lines"));
@@ -213,7 +208,7 @@ impl Going {
     }
 }
 
-fn kill(host: &NamespaceHost, signal: &str, pattern: &str) {
+fn kill(host: &dyn Host, signal: &str, pattern: &str) {
     host.sh(&format!("pkill -{signal} -f '{pattern}'"))
         .unwrap_or_else(|e| panic!("{e}"));
 }

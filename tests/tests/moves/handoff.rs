@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use netmig_lab::{Bind, Cmd, Host as _, Input, NamespaceHost, Process};
+use netmig_lab::{Bind, Cmd, Host, Input, Process};
 
 use crate::story::{Ended, Story};
 
@@ -66,24 +66,24 @@ impl Echo {
     }
 
     /// The program can be started on `host`.
-    fn can_load(&self, host: &NamespaceHost) {
+    fn can_load(&self, host: &dyn Host) {
         let text = format!("#!/bin/sh\nexec {PROGRAM} echo --load --command {COMMAND}\n");
         host.write(COMMAND, text.as_bytes(), 0o755)
             .expect("written");
     }
 
     /// What is started on `host` instead.
-    fn cannot_load(&self, host: &NamespaceHost, script: &str) {
+    fn cannot_load(&self, host: &dyn Host, script: &str) {
         host.write(COMMAND, format!("#!/bin/sh\n{script}\n").as_bytes(), 0o755)
             .expect("written");
     }
 
-    fn migrate(&self, from: &NamespaceHost, name: &str) -> Ended {
+    fn migrate(&self, from: &dyn Host, name: &str) -> Ended {
         migrate(&self.0, from, name)
     }
 
     /// It runs on `host` alone, and can be moved from there.
-    fn lives_only_on(&self, host: &NamespaceHost) {
+    fn lives_only_on(&self, host: &dyn Host) {
         let elsewhere = self.0.other(host);
         assert_eq!(count(host), 1, "on {}\n{}", host.name(), self.0.logs());
         assert_eq!(
@@ -101,7 +101,7 @@ impl Echo {
     }
 }
 
-fn migrate(story: &Story, from: &NamespaceHost, name: &str) -> Ended {
+fn migrate(story: &Story, from: &dyn Host, name: &str) -> Ended {
     let to = format!("ssh://{}", story.other(from).name());
     let command = Cmd::new([
         "netmig-user",
@@ -125,7 +125,7 @@ fn migrate(story: &Story, from: &NamespaceHost, name: &str) -> Ended {
     Ended { output, report }
 }
 
-fn network(host: &NamespaceHost, name: &str, number: u8) {
+fn network(host: &dyn Host, name: &str, number: u8) {
     let make = Cmd::sh(NETWORK)
         .env("NAME", name)
         .env("NUMBER", number.to_string());
@@ -133,12 +133,12 @@ fn network(host: &NamespaceHost, name: &str, number: u8) {
 }
 
 /// How many of the servers run on `host`.
-fn count(host: &NamespaceHost) -> usize {
+fn count(host: &dyn Host) -> usize {
     let text = host.sh("pgrep -cx handoff-echo || true").expect("counted");
     text.trim().parse().expect("a number")
 }
 
-fn registered(host: &NamespaceHost, name: &str) {
+fn registered(host: &dyn Host, name: &str) {
     host.wait_for(
         &format!("netmig-user handoff | grep -q '^{name} '"),
         Duration::from_secs(10),
@@ -156,7 +156,7 @@ struct Clients {
 }
 
 impl Clients {
-    fn start(host: &NamespaceHost, idle: usize) -> Self {
+    fn start(host: &dyn Host, idle: usize) -> Self {
         let idle = idle.to_string();
         let mut argv = vec!["python3", "/tmp/echoes.py", &idle];
         argv.extend(ADDRESSES);

@@ -2,7 +2,6 @@
 use std::{thread, time::Duration};
 
 use netmig_lab::{
-    Host as _,
     peers::{Kind, Outcome},
     workload::Client,
 };

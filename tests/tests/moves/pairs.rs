@@ -1,7 +1,6 @@
 //! A redis under load moves to the other host and back, and is its runtime's as before, with each pair of manager and runtime.
 use std::{thread, time::Duration};
 
-use netmig_lab::Host as _;
 use serde_json::Value;
 
 use crate::story::{Container, How, Story};
@@ -10,7 +9,7 @@ use crate::story::{Container, How, Story};
 const AROUND: Duration = Duration::from_millis(500);
 
 /// There and back under load; /etc/criu stays what it was.
-fn there_and_back(story: &Story, container: &Container) {
+pub fn there_and_back(story: &Story, container: &Container) {
     let criu = "find /etc/criu -printf '%p %T@ %s\\n' 2>/dev/null | sort";
     let before = story.a().sh(criu).expect("looked");
     story.start(story.a(), container);

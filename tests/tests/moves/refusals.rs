@@ -1,7 +1,7 @@
 //! What cannot move is refused with a text that says why, and nothing is changed.
 use std::time::Duration;
 
-use netmig_lab::{Cmd, Host as _};
+use netmig_lab::Cmd;
 
 use crate::story::{Container, Ended, How, Story};
 

@@ -1,16 +1,18 @@
 //! What every story is made of: a lab, containers with a redis in it, clients, and a look at what a move leaves.
 use std::{
+    env,
     fmt::Write as _,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use netmig_lab::{
-    Bind, Cmd, Host, Lab, NamespaceHost, Options, Output,
+    Bind, Cmd, Host, Lab, Options, Output,
     demo::Image,
     peers::Outcome,
     root,
+    vm::{Pair, Spec, stories},
     workload::{Client, Running},
 };
 use serde_json::Value;
@@ -111,26 +113,27 @@ impl Container {
     }
 }
 
+/// What the hosts are.
+enum Ground {
+    Namespaces(Lab),
+    Machines(Box<Pair>),
+}
+
 /// A lab, which may know the image.
 pub struct Story {
-    lab: Lab,
+    ground: Ground,
     image: Option<Image>,
+    emulated: bool,
 }
 
 impl Story {
     pub fn up(name: &str) -> Self {
-        let program = PathBuf::from(env!("CARGO_BIN_EXE_netmig-peer"));
-        let image =
-            Image::build(&root::path(), &program, &root::cache().join("demo")).expect("an image");
-        let options = Options {
-            binds: vec![Bind {
-                source: program,
-                target: PEER_PROGRAM.into(),
-                read_only: true,
-            }],
-            ..Options::default()
+        let program = peer_program();
+        let image = match env::var_os(stories::IMAGE) {
+            Some(archive) => Image::built(archive.into()).expect("an image"),
+            None => build_image(&program),
         };
-        let lab = Lab::temporary(name, &options).expect("a lab");
+        let lab = Lab::temporary(name, &options(program)).expect("a lab");
         std::thread::scope(|scope| {
             for host in [lab.a(), lab.b()] {
                 let image = &image;
@@ -138,8 +141,9 @@ impl Story {
             }
         });
         Self {
-            lab,
+            ground: Ground::Namespaces(lab),
             image: Some(image),
+            emulated: env::var_os(stories::EMULATED).is_some(),
         }
     }
 
@@ -150,19 +154,55 @@ impl Story {
             ..Options::default()
         };
         let lab = Lab::temporary(name, &options).expect("a lab");
-        Self { lab, image: None }
+        Self {
+            ground: Ground::Namespaces(lab),
+            image: None,
+            emulated: env::var_os(stories::EMULATED).is_some(),
+        }
     }
 
-    pub fn a(&self) -> &NamespaceHost {
-        self.lab.a()
+    /// The hosts are these machines, and the peer is on this one.
+    pub fn between(name: &str, mut machines: [Spec; 2]) -> Self {
+        let program = peer_program();
+        let image = build_image(&program);
+        let mut archive = String::new();
+        for spec in &mut machines {
+            archive = spec.carry(image.archive()).expect("an archive");
+        }
+        let name = format!("{name}-{}", std::process::id());
+        let pair = Pair::up(&name, &options(program), machines).expect("a pair");
+        std::thread::scope(|scope| {
+            for host in [pair.a(), pair.b()] {
+                let load = ["podman", "load", "--quiet", "--input", &archive];
+                scope.spawn(move || host.run(&load).expect("the image"));
+            }
+        });
+        Self {
+            ground: Ground::Machines(Box::new(pair)),
+            image: Some(image),
+            emulated: true,
+        }
     }
 
-    pub fn b(&self) -> &NamespaceHost {
-        self.lab.b()
+    /// The host of this name, which there is.
+    fn host(&self, name: &str) -> &dyn Host {
+        let found = match &self.ground {
+            Ground::Namespaces(lab) => lab.host(name).map(|host| host as &dyn Host),
+            Ground::Machines(pair) => pair.host(name),
+        };
+        found.expect("every lab has it")
     }
 
-    pub fn peer(&self) -> &NamespaceHost {
-        self.lab.peer()
+    pub fn a(&self) -> &dyn Host {
+        self.host("a")
+    }
+
+    pub fn b(&self) -> &dyn Host {
+        self.host("b")
+    }
+
+    pub fn peer(&self) -> &dyn Host {
+        self.host("peer")
     }
 
     pub fn image(&self) -> &str {
@@ -170,12 +210,25 @@ impl Story {
     }
 
     /// The other of the two hosts.
-    pub fn other(&self, host: &NamespaceHost) -> &NamespaceHost {
+    pub fn other(&self, host: &dyn Host) -> &dyn Host {
         if host.name() == "a" {
             self.b()
         } else {
             self.a()
         }
+    }
+
+    /// Ends the hosts; nothing of them is left.
+    pub fn down(self) {
+        match self.ground {
+            Ground::Namespaces(lab) => lab.down().expect("nothing is left"),
+            Ground::Machines(pair) => pair.down().expect("nothing is left"),
+        }
+    }
+
+    /// How long something may take that is to come by itself.
+    fn soon(&self) -> Duration {
+        Duration::from_secs(if self.emulated { 120 } else { 20 })
     }
 
     /// Starts the container on `host` and waits until its redis answers.
@@ -221,9 +274,8 @@ impl Story {
                 ("-4", container.ipv4())
             };
             let ask = format!("timeout 1 redis-cli {version} -h {ip} ping | grep -q PONG");
-            self.lab
-                .peer()
-                .wait_for(&ask, Duration::from_secs(20))
+            self.peer()
+                .wait_for(&ask, self.soon())
                 .expect("redis answers");
         }
     }
@@ -240,7 +292,7 @@ impl Story {
             let name = format!("{kind}-{}-{}", container.name, if v6 { "v6" } else { "v4" });
             let to = container.redis(v6).to_string();
             let connections = connections.to_string();
-            let args = [
+            let mut args = vec![
                 kind,
                 "--name",
                 &name,
@@ -251,8 +303,11 @@ impl Story {
                 "--limit",
                 "900",
             ];
+            if self.emulated && kind == "redis" {
+                args.extend(["--every", "250", "--patience", "240"]);
+            }
             clients.push(Client {
-                args: args.map(ToOwned::to_owned).to_vec(),
+                args: args.into_iter().map(ToOwned::to_owned).collect(),
                 name,
             });
         }
@@ -261,7 +316,7 @@ impl Story {
 
     /// As [`Story::load`], with these clients.
     pub fn load_with(&self, container: &Container, clients: &[Client]) -> Loaded<'_> {
-        let running = Running::start(self.lab.peer(), PEER_PROGRAM, clients).expect("clients");
+        let running = Running::start(self.peer(), PEER_PROGRAM, clients).expect("clients");
         running.wait_warm(PATIENCE).expect("warm clients");
         Loaded {
             story: self,
@@ -275,7 +330,6 @@ impl Story {
     fn connections(&self, container: &Container) -> Vec<String> {
         let filter = format!("dst {} or dst [{}]", container.ipv4(), container.ipv6());
         let table = self
-            .lab
             .peer()
             .run(&["ss", "-Htn", "state", "established", &filter])
             .expect("ss");
@@ -289,14 +343,14 @@ impl Story {
     }
 
     /// `netmig-user migrate` from one host to the other, to its end.
-    pub fn migrate(&self, from: &NamespaceHost, container: &Container, more: &[&str]) -> Ended {
+    pub fn migrate(&self, from: &dyn Host, container: &Container, more: &[&str]) -> Ended {
         let command = self
             .command(from, container)
             .args(more.iter().copied())
             .args(["--report", REPORT]);
         from.run(&["rm", "-f", REPORT]).expect("no old report");
         let output = from
-            .exec(&command.limit(Duration::from_secs(120)))
+            .exec(&command.limit(Duration::from_secs(300)))
             .expect("migrate runs");
         let report = from
             .read(REPORT)
@@ -306,7 +360,7 @@ impl Story {
     }
 
     /// `netmig-user migrate` of the container to the other host.
-    pub fn command(&self, from: &NamespaceHost, container: &Container) -> Cmd {
+    pub fn command(&self, from: &dyn Host, container: &Container) -> Cmd {
         let to = format!("ssh://{}", self.other(from).name());
         let which = format!("--{}", container.tool());
         Cmd::new([
@@ -320,7 +374,7 @@ impl Story {
     }
 
     /// A move that must succeed.
-    pub fn moves(&self, from: &NamespaceHost, container: &Container) -> Ended {
+    pub fn moves(&self, from: &dyn Host, container: &Container) -> Ended {
         let ended = self.migrate(from, container, &[]);
         assert!(
             ended.code() == Some(0) && ended.outcome() == "moved",
@@ -328,12 +382,13 @@ impl Story {
             ended.said(),
             self.logs()
         );
+        println!("{}", ended.said());
         self.lives_only_on(self.other(from), container);
         ended
     }
 
     /// The container runs on `host`, and nowhere else is a process or a record of it that runs.
-    pub fn lives_only_on(&self, host: &NamespaceHost, container: &Container) {
+    pub fn lives_only_on(&self, host: &dyn Host, container: &Container) {
         let elsewhere = self.other(host);
         assert_eq!(
             container.state(host).as_deref(),
@@ -365,7 +420,7 @@ impl Story {
     }
 
     /// How many redis servers `host` has with the container's IPv4 address in their network namespace.
-    pub fn copies(&self, host: &NamespaceHost, container: &Container) -> usize {
+    pub fn copies(&self, host: &dyn Host, container: &Container) -> usize {
         let count = format!(
             "for pid in $(pgrep -x redis-server); do nsenter -t $pid -n ip -o -4 addr show to {} 2>/dev/null | sort -u; done | wc -l",
             container.ipv4()
@@ -378,7 +433,7 @@ impl Story {
     }
 
     /// What a move may not leave on `host`, one line each.
-    fn left(&self, host: &NamespaceHost) -> String {
+    fn left(&self, host: &dyn Host) -> String {
         let links = 1 + host
             .run(&["pgrep", "-cx", "redis-server|handoff-echo"])
             .map_or(0, |n| n.trim().parse::<usize>().unwrap_or(0));
@@ -410,7 +465,7 @@ impl Story {
     /// As [`Story::nothing_is_left`], whatever else is on the hosts' bridges.
     pub fn no_move_is_left(&self) {
         for host in [self.a(), self.b()] {
-            let end = Instant::now() + Duration::from_secs(20);
+            let end = Instant::now() + self.soon();
             loop {
                 let left = host
                     .sh("ls -d /sys/fs/bpf/netmig/* /run/netmig/moves/* 2>/dev/null || true")
@@ -436,7 +491,7 @@ impl Story {
     /// Nothing of a move is left on either host; its last steps may take a moment.
     pub fn nothing_is_left(&self) {
         for host in [self.a(), self.b()] {
-            let end = Instant::now() + Duration::from_secs(20);
+            let end = Instant::now() + self.soon();
             loop {
                 let left = self.left(host);
                 if left.is_empty() {
@@ -463,6 +518,26 @@ impl Story {
             writeln!(text, "agent on {}:\n{log}", host.name()).expect("a string");
         }
         text
+    }
+}
+
+fn peer_program() -> PathBuf {
+    env::var_os(stories::PEER)
+        .map_or_else(|| env!("CARGO_BIN_EXE_netmig-peer").into(), PathBuf::from)
+}
+
+fn build_image(program: &Path) -> Image {
+    Image::build(&root::path(), program, &root::cache().join("demo")).expect("an image")
+}
+
+fn options(program: PathBuf) -> Options {
+    Options {
+        binds: vec![Bind {
+            source: program,
+            target: PEER_PROGRAM.into(),
+            read_only: true,
+        }],
+        ..Options::default()
     }
 }
 

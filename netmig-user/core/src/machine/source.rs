@@ -21,8 +21,12 @@ pub struct Options {
     pub lease_ms: u64,
     /// Copies made while the container runs: at least 1, at most so many.
     pub precopy_rounds: u32,
-    /// Without a link to the target for so long before the grant, the move is given up, in ms.
+    /// Without a link to the target for so long before the grant, the move is given up, in ms. It counts from the loss of a link, or
+    /// from the first attempt that failed.
     pub link_limit_ms: u64,
+    /// The first attempt may be under way for so long, in ms: ssh's handshake and the start of an agent take their time on slow machines
+    /// and by way of jump hosts, and nothing has been touched yet.
+    pub first_link_limit_ms: u64,
     /// Between two questions to a target that was granted and is silent, and between two attempts at a record that the disk refused, in ms.
     pub ask_ms: u64,
     /// How long the end waits for the target's last word (what it could not remove; how the opening went), in ms.
@@ -38,6 +42,7 @@ impl Default for Options {
             lease_ms: 3_000,
             precopy_rounds: 5,
             link_limit_ms: 20_000,
+            first_link_limit_ms: 60_000,
             ask_ms: 2_000,
             parting_ms: 10_000,
         }

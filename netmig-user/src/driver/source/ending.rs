@@ -40,6 +40,7 @@ impl Steps {
             .as_ref()
             .and_then(|gate| self.reopen_gate(gate, &mut left));
         self.state().reopened = Some(Instant::now());
+        self.state().pace = None;
         // Of another move of the same container nothing may be touched.
         let begun = Job::adopt(&self.job_dir()).is_some();
         self.end_engine(1, &mut left);
@@ -58,7 +59,6 @@ impl Steps {
             }
             if let Some(cgroup) = &container.cgroup
                 && begun
-                && cgroup::frozen(cgroup).unwrap_or(false)
                 && let Err(e) = cgroup::thaw(cgroup)
             {
                 left.push(e.to_string());
@@ -97,6 +97,7 @@ impl Steps {
         let _running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let mut left = Vec::new();
         self.stop_streams();
+        self.state().pace = None;
         let gate = self.take_gate();
         let hold = self.state().hold.clone();
         if let Some(hold) = &hold {

@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use netmig_core::machine::source::{Done, Event};
+use netmig_core::{
+    machine::source::{Done, Event},
+    socket,
+};
 use tokio::sync::oneshot;
 use tracing::warn;
 
@@ -19,8 +22,9 @@ use super::{
     steps::{GLANCE, Steps},
 };
 use crate::{
-    agent::{local::Told, paths},
+    agent::{local::Told, pace::Pace, paths},
     engine::{
+        cgroup,
         criu::hook::{self, HookCall, HookReply},
         job::{Job, Status},
     },
@@ -35,9 +39,13 @@ pub(super) struct Streaming {
 /// Longest time that the runtime may take to end after it was told how.
 pub(super) const ENDING: Duration = Duration::from_secs(60);
 
+/// Longest wait for tasks to stop before CRIU is let at them.
+const STOPPED_WITHIN: Duration = Duration::from_millis(50);
+
 impl Steps {
     /// Runs the engine's dump to its end. Why it ended, if it was not told to.
     pub fn freeze(&self) -> Result<Option<String>> {
+        self.state().pace = Some(Pace::ahead());
         let container = self.container()?;
         let kit = self
             .state()
@@ -149,7 +157,7 @@ impl Steps {
             state.helper = call.init_pid;
             state.dumped = Some(reply);
         } else {
-            state.moment = Some(reply);
+            state.moment = Some((call.action, reply));
         }
         Some(event)
     }
@@ -160,18 +168,41 @@ impl Steps {
             // Some may be lost in a receive buffer, no more.
             warn!(mv = %self.id, "holding datagrams: {e:#}");
         }
-        if let Some(reply) = self.state().moment.take() {
-            answer(reply, 0);
+        let Some((action, reply)) = self.state().moment.take() else {
+            return;
+        };
+        if action == hook::Action::PreDump
+            && let Err(e) = self.stop()
+        {
+            // Then CRIU does it, and takes longer.
+            warn!(mv = %self.id, "{e:#}");
         }
+        answer(reply, 0);
+    }
+
+    /// Stops the tasks by their cgroup, for CRIU to find them so: it looks for the end of a freeze of its own every 100 ms only
+    /// (`freeze_processes`), and all that time nobody answers the peers. It lets them go on to where it wants them, and leaves the cgroup frozen.
+    fn stop(&self) -> Result<()> {
+        let container = self.container()?;
+        let cgroup = container.cgroup.as_ref();
+        if container.manager.engine() == socket::Engine::Criu
+            && let Some(cgroup) = cgroup
+        {
+            tokio::task::block_in_place(|| cgroup::freeze(cgroup, STOPPED_WITHIN))?;
+        }
+        Ok(())
     }
 
     /// Tells the engine's hook how to end, and waits for the runtime. A hook that has lost its agent comes again and is answered by [`Self::hook`].
     pub(super) fn end_engine(&self, code: u8, left: &mut Vec<String>) {
         let mut state = self.state();
         // `over` is set: a hook that comes from now on is told by its own call.
-        for reply in [state.moment.take(), state.dumped.take()]
-            .into_iter()
-            .flatten()
+        for reply in [
+            state.moment.take().map(|(_, reply)| reply),
+            state.dumped.take(),
+        ]
+        .into_iter()
+        .flatten()
         {
             answer(reply, code);
         }

@@ -11,7 +11,7 @@ use super::{
     steps::{GLANCE, Steps},
 };
 use crate::{
-    agent::{local::Told, paths},
+    agent::{local::Told, pace::Pace, paths},
     engine::{memory, task},
     files::{self, Moment, Pass},
     wire::pipe::Pipe,
@@ -24,6 +24,7 @@ impl Steps {
     /// Copies the files, once, and the memory that the target does not have, while everything runs.
     pub fn precopy(&self, round: u32) -> Result<Done> {
         if self.state().images.is_none() {
+            self.state().pace = Some(Pace::behind());
             self.copy_files(false)?;
             self.open_bulk()?;
             self.open_hold();

@@ -34,9 +34,14 @@ use super::{
 use crate::{
     agent::{
         local::{MoveSpec, Told},
+        pace::Pace,
         paths,
     },
-    engine::{self, Engine, cgroup, criu::hook::HookReply, task},
+    engine::{
+        self, Engine, cgroup,
+        criu::hook::{self, HookReply},
+        task,
+    },
     files::{Moment, Tree},
     gate::Gate,
     net,
@@ -84,10 +89,10 @@ pub(super) struct State {
     pub(super) kit: Option<Arc<dyn Engine>>,
     /// Under `handoff`: the helper, which holds what was handed over.
     pub(super) helper: Option<i32>,
-    pub(super) frozen: bool,
     pub(super) kept: Option<sock::Kept>,
-    pub(super) moment: Option<oneshot::Sender<HookReply>>,
+    pub(super) moment: Option<(hook::Action, oneshot::Sender<HookReply>)>,
     pub(super) dumped: Option<oneshot::Sender<HookReply>>,
+    pub(super) pace: Option<Pace>,
     pub(super) memory_bytes: u64,
     /// The link, if it was measured.
     pub(super) rate: Option<Rate>,
@@ -288,7 +293,6 @@ impl Steps {
         let container = self.container()?;
         let netns = self.netns()?;
         if let Some(cgroup) = &container.cgroup {
-            self.state().frozen = true;
             // CRIU holds the tasks: they count as frozen only when it lets them go, so nothing is waited for.
             cgroup::freeze_now(cgroup)?;
         }

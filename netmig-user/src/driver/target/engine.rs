@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::steps::Steps;
 use crate::{
-    agent::paths,
+    agent::{pace::Pace, paths},
     engine::{
         criu::hook::{self, HookCall, HookReply},
         job::{Job, Status},
@@ -26,6 +26,7 @@ const GLANCE: Duration = Duration::from_millis(1);
 impl Steps {
     /// Starts the engine's restore, which waits before it reads an image ([`hook::Action::Images`]).
     pub fn warm(&self) -> Result<()> {
+        self.state().pace = Some(Pace::ahead());
         let _running = self.exclusive()?;
         if !self.state().complete {
             let job = self.start_engine()?;

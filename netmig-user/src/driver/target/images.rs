@@ -9,7 +9,11 @@ use super::{
     super::bulk::{self, Receiver},
     steps::Steps,
 };
-use crate::{agent::paths, files, wire::pipe::Pipe};
+use crate::{
+    agent::{pace::Pace, paths},
+    files,
+    wire::pipe::Pipe,
+};
 
 /// Longest wait for images that the source says it has sent.
 pub(super) const IMAGES: Duration = Duration::from_secs(120);
@@ -19,7 +23,8 @@ impl Steps {
     pub fn receive(&self, mut pipe: Pipe) {
         let (id, arrived) = (self.id, self.arrived.clone());
         let (images, ahead) = {
-            let state = self.state();
+            let mut state = self.state();
+            state.pace.get_or_insert_with(Pace::behind);
             let memory = state.question.as_ref().map_or(0, |q| q.memory_bytes);
             (
                 state.kit.as_ref().map(|kit| kit.images().to_owned()),

@@ -26,7 +26,7 @@ use tracing::warn;
 
 use super::{super::bulk::Arrived, Facts, Input, Made, hold::Hold};
 use crate::{
-    agent::paths,
+    agent::{pace::Pace, paths},
     engine::{self, Engine, criu::hook::HookReply, job::Job, task},
     gate::Gate,
     net,
@@ -77,6 +77,7 @@ pub(super) struct State {
     pub(super) moment: Option<oneshot::Sender<HookReply>>,
     /// The engine's restore, started before there were images.
     pub(super) warm: Option<Job>,
+    pub(super) pace: Option<Pace>,
     /// All images are here.
     pub(super) complete: bool,
     /// The runtime that waits for them.

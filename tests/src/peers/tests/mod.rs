@@ -42,7 +42,16 @@ fn run(
 
 fn redis_load(to: SocketAddr, connections: usize, meanwhile: impl FnOnce()) -> Outcome {
     run(
-        move |stop, ready| redis::load("redis", to, connections, stop, ready),
+        move |stop, ready| {
+            redis::load(
+                "redis",
+                to,
+                connections,
+                redis::Pace::default(),
+                stop,
+                ready,
+            )
+        },
         meanwhile,
     )
 }
@@ -321,7 +330,8 @@ fn a_silence_that_lasts_until_the_end_is_a_pause() {
         thread::sleep(Duration::from_millis(300));
         stalled.harm(forever);
     });
-    let seen = redis::load("redis", at, 2, &stop, || Ok(())).expect("an outcome");
+    let seen =
+        redis::load("redis", at, 2, redis::Pace::default(), &stop, || Ok(())).expect("an outcome");
     assert!(seen.row.longest_pause_ms > 1000.0, "{seen:?}");
     let link = proxy::UdpLink::start(udp_echo());
     let stop = Stop::after(Duration::from_millis(900));

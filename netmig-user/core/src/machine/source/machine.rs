@@ -50,6 +50,8 @@ pub struct Machine {
     actions: VecDeque<Action>,
     /// The control connection stands.
     link: bool,
+    /// An attempt at the control connection has come to an end, good or bad.
+    dialled: bool,
     /// The target's Hello was heard in this life.
     met: bool,
     /// The target has been spoken to, so it is told how the move ends.
@@ -150,6 +152,7 @@ impl Machine {
             state: State::New,
             actions: VecDeque::new(),
             link: false,
+            dialled: false,
             met: false,
             asked: false,
             target_clear: false,
@@ -274,7 +277,7 @@ impl Machine {
             Event::Start if self.state == State::New => {
                 self.phase(Phase::Plan);
                 if !self.link {
-                    self.set(Timer::Link, self.options.link_limit_ms);
+                    self.set(Timer::Link, self.link_limit_ms());
                 }
                 self.step(Action::Inspect, State::Inspecting);
             }
@@ -287,6 +290,7 @@ impl Machine {
             Event::PeerWord(word) => self.peer_word(word),
             Event::LinkUp => {
                 self.link = true;
+                self.dialled = true;
                 if self.may_undo() {
                     self.clear(Timer::Link);
                 }
@@ -294,8 +298,9 @@ impl Machine {
             Event::LinkDown => {
                 // Told again at each attempt that fails: the limit runs from the first.
                 let was = std::mem::replace(&mut self.link, false);
-                if was && self.may_undo() {
-                    self.set(Timer::Link, self.options.link_limit_ms);
+                let first = !std::mem::replace(&mut self.dialled, true);
+                if (was || first) && self.may_undo() {
+                    self.set(Timer::Link, self.link_limit_ms());
                 }
             }
             Event::EngineStarting => self.engine_starting(),

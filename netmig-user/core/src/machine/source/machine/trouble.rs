@@ -61,13 +61,22 @@ impl Machine {
         }
     }
 
+    /// How long the machine goes on without a link.
+    pub(super) fn link_limit_ms(&self) -> u64 {
+        if self.dialled {
+            self.options.link_limit_ms
+        } else {
+            self.options.first_link_limit_ms
+        }
+    }
+
     pub(super) fn timeout(&mut self, timer: Timer) {
         let unreachable = !self.link && self.may_undo();
         match (timer, &mut self.state) {
             (Timer::Link, _) if unreachable => {
                 let why = format!(
                     "the target could not be reached for {} ms",
-                    self.options.link_limit_ms
+                    self.link_limit_ms()
                 );
                 if self.has_begun() {
                     self.give_up(why)

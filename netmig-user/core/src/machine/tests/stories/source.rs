@@ -500,3 +500,33 @@ fn an_unreachable_host_is_refused() {
         "{end:?}"
     );
 }
+
+#[test]
+fn the_first_attempt_at_a_link_has_longer_than_a_lost_one() {
+    use source::{Action, Event, Timer};
+    let options = source::Options::default();
+    let (first, later) = (options.first_link_limit_ms, options.link_limit_ms);
+    let limits = |events: &[Event]| {
+        let mut source = Source::new(source::Options::default());
+        for event in events {
+            source.0.handle(event.clone());
+        }
+        std::iter::from_fn(|| source.0.poll_action())
+            .filter_map(|action| match action {
+                Action::SetTimer(Timer::Link, ms) => Some(ms),
+                _ => None,
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(limits(&[Event::Start]), [first]);
+    // Dialled again and again: the limit runs from the first failure.
+    let failing = [Event::Start, Event::LinkDown, Event::LinkDown];
+    assert_eq!(limits(&failing), [first, later]);
+    let lost = [
+        Event::Start,
+        Event::LinkUp,
+        Event::LinkDown,
+        Event::LinkDown,
+    ];
+    assert_eq!(limits(&lost), [first, later]);
+}
