@@ -3,6 +3,10 @@ use std::{fs::File, io::Read};
 
 use anyhow::{Context, Result};
 use netmig_core::id::{Epoch, Life};
+use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
+
+use crate::engine::criu::hook::HookReply;
 
 pub mod bulk;
 pub mod clock;
@@ -30,4 +34,18 @@ fn life(epoch: Epoch) -> Result<Life> {
         epoch,
         nonce: u64::from_ne_bytes(random()?),
     })
+}
+
+/// A word to a hook that waits for it.
+fn answer(reply: oneshot::Sender<HookReply>, code: u8) {
+    if reply.send(HookReply { code }).is_err() {
+        warn!("a hook left before it was answered");
+    }
+}
+
+/// A step's news to its move.
+fn tell<T>(tx: &mpsc::UnboundedSender<T>, input: T) {
+    if tx.send(input).is_err() {
+        warn!("a step ended after its move");
+    }
 }

@@ -16,7 +16,7 @@ use nix::{
 };
 
 /// Bytes of a page.
-const PAGE: u64 = 4096;
+const PAGE: u64 = netmig_core::frame::PAGE as u64;
 /// Pages whose entries are looked at together.
 const WINDOW: u64 = 32 << 10;
 /// Most bytes that are read together.

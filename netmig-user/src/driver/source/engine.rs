@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::{
-    super::bulk,
+    super::{answer, bulk},
     steps::{GLANCE, Steps},
 };
 use crate::{
@@ -224,11 +224,5 @@ impl Steps {
             )),
             _ => {}
         }
-    }
-}
-
-pub(super) fn answer(reply: oneshot::Sender<HookReply>, code: u8) {
-    if reply.send(HookReply { code }).is_err() {
-        warn!("a hook left before it was answered");
     }
 }

@@ -35,7 +35,7 @@ use super::{
     clock::Clock,
     feed::Feed,
     journal::{self, Journal},
-    life, random,
+    life, random, tell,
     timers::Timers,
 };
 use crate::{
@@ -622,11 +622,5 @@ impl Driver {
             warn!(mv = %self.facts.id, "left: {what}");
         }
         info!(mv = %self.facts.id, "move ended");
-    }
-}
-
-fn tell(tx: &mpsc::UnboundedSender<Input>, input: Input) {
-    if tx.send(input).is_err() {
-        warn!("a step ended after its move");
     }
 }

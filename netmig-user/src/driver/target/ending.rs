@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use super::{engine::answer, steps::Steps};
+use super::{super::answer, steps::Steps};
 use crate::{
     agent::paths,
     engine::{

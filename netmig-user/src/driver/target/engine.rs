@@ -9,9 +9,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use netmig_core::machine::target::Event;
 use tokio::sync::oneshot;
-use tracing::warn;
 
-use super::steps::Steps;
+use super::{super::answer, steps::Steps};
 use crate::{
     agent::{pace::Pace, paths},
     engine::{
@@ -193,11 +192,5 @@ impl Steps {
         if let Some(reply) = self.state().moment.take() {
             answer(reply, 0);
         }
-    }
-}
-
-pub(super) fn answer(reply: oneshot::Sender<HookReply>, code: u8) {
-    if reply.send(HookReply { code }).is_err() {
-        warn!("a hook left before it was answered");
     }
 }

@@ -27,7 +27,7 @@ use self::steps::Steps;
 use super::{
     feed::Feed,
     journal::{self, Journal},
-    life,
+    life, tell,
     timers::Timers,
 };
 use crate::{
@@ -436,11 +436,5 @@ impl Driver {
             warn!(mv = %self.facts.id, "left: {what}");
         }
         info!(mv = %self.facts.id, here, "move ended");
-    }
-}
-
-fn tell(tx: &mpsc::UnboundedSender<Input>, input: Input) {
-    if tx.send(input).is_err() {
-        warn!("a step ended after its move");
     }
 }
