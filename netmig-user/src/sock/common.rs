@@ -46,6 +46,7 @@ pub(super) fn sort(socket: &Found) -> Sort {
     match (socket.kind, socket.state) {
         (Kind::Tcp, State::Listen) => Sort::Listen,
         (Kind::Tcp, _) => Sort::Tcp,
+        (Kind::UdpLite, _) => Sort::UdpLite,
         _ => Sort::Udp,
     }
 }

@@ -19,6 +19,9 @@ const ACK: u8 = 0x10;
 const FIN: u8 = 0x01;
 const PROTO_TCP: u8 = 6;
 const PROTO_UDP: u8 = 17;
+const PROTO_UDPLITE: u8 = 136;
+/// A socket may demand a high hop limit (IP_MINTTL, IPV6_MINHOPCOUNT).
+const HIGHEST: Hops = Hops { ttl: 255, tos: 0 };
 
 /// The raw sockets, one a family, made when they are first needed.
 #[derive(Debug, Default)]
@@ -102,11 +105,22 @@ impl Injector {
             stamps: tcp.timestamps.then(|| (stamp, tcp.ts_recent.unwrap_or(0))),
             payload,
         };
-        self.send(segment.from, segment.to, PROTO_TCP, &segment.bytes())
+        self.send(
+            segment.from,
+            segment.to,
+            PROTO_TCP,
+            HIGHEST,
+            &segment.bytes(),
+        )
     }
 
     /// Delivers a datagram to `port`.
-    pub(super) fn datagram(&mut self, datagram: &Datagram, port: u16) -> io::Result<()> {
+    pub(super) fn datagram(
+        &mut self,
+        datagram: &Datagram,
+        port: u16,
+        lite: bool,
+    ) -> io::Result<()> {
         let (from, to) = (
             datagram.from.canonical(),
             Endpoint {
@@ -122,12 +136,18 @@ impl Injector {
             udp.extend_from_slice(&field.to_be_bytes());
         }
         udp.extend_from_slice(&datagram.data);
-        let sum = match checksum(from.ip, to.ip, PROTO_UDP, &udp) {
+        // UDP-Lite has the covered length in that place (RFC 3828): all of it, as UDP.
+        let protocol = if lite { PROTO_UDPLITE } else { PROTO_UDP };
+        let sum = match checksum(from.ip, to.ip, protocol, &udp) {
             0 => 0xffff, // RFC 768: 0 means that there is none
             sum => sum,
         };
         udp[6..8].copy_from_slice(&sum.to_be_bytes());
-        self.send(from, to, PROTO_UDP, &udp)
+        let hops = Hops {
+            ttl: datagram.ttl.max(1),
+            tos: datagram.tos,
+        };
+        self.send(from, to, protocol, hops, &udp)
     }
 
     /// A segment from the peer, without payload.
@@ -145,7 +165,13 @@ impl Injector {
                 .map(|newest| (newest, 0)),
             payload: &[],
         };
-        self.send(segment.from, segment.to, PROTO_TCP, &segment.bytes())
+        self.send(
+            segment.from,
+            segment.to,
+            PROTO_TCP,
+            HIGHEST,
+            &segment.bytes(),
+        )
     }
 
     fn send(
@@ -153,6 +179,7 @@ impl Injector {
         from: Endpoint,
         to: Endpoint,
         protocol: u8,
+        hops: Hops,
         payload: &[u8],
     ) -> io::Result<()> {
         let (slot, family) = match to.ip {
@@ -163,7 +190,7 @@ impl Injector {
             Some(raw) => raw,
             None => slot.insert(raw_socket(family)?),
         };
-        let packet = packet(from.ip, to.ip, protocol, payload)?;
+        let packet = packet(from.ip, to.ip, protocol, hops, payload)?;
         let to = common::address(Endpoint { port: 0, ..to });
         sendto(
             raw.as_raw_fd(),
@@ -232,20 +259,34 @@ impl Segment<'_> {
     }
 }
 
-/// With the highest hop limit: a socket may demand it (IP_MINTTL, IPV6_MINHOPCOUNT). IPv4: the kernel fills in length, identification and checksum (raw_send_hdrinc).
-fn packet(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> io::Result<Vec<u8>> {
+/// What the IP header says besides the addresses.
+#[derive(Clone, Copy)]
+struct Hops {
+    ttl: u8,
+    tos: u8,
+}
+
+/// IPv4: the kernel fills in length, identification and checksum (raw_send_hdrinc).
+fn packet(
+    from: IpAddr,
+    to: IpAddr,
+    protocol: u8,
+    hops: Hops,
+    payload: &[u8],
+) -> io::Result<Vec<u8>> {
+    let Hops { ttl, tos } = hops;
     let mut p = Vec::with_capacity(40 + payload.len());
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            p.extend_from_slice(&[0x45, 0, 0, 0, 0, 0, 0, 0, 255, protocol, 0, 0]);
+            p.extend_from_slice(&[0x45, tos, 0, 0, 0, 0, 0, 0, ttl, protocol, 0, 0]);
             p.extend_from_slice(&from.octets());
             p.extend_from_slice(&to.octets());
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
             let length = u16::try_from(payload.len()).map_err(io::Error::other)?;
-            p.extend_from_slice(&[0x60, 0, 0, 0]);
+            p.extend_from_slice(&[0x60 | tos >> 4, tos << 4, 0, 0]);
             p.extend_from_slice(&length.to_be_bytes());
-            p.extend_from_slice(&[protocol, 255]);
+            p.extend_from_slice(&[protocol, ttl]);
             p.extend_from_slice(&from.octets());
             p.extend_from_slice(&to.octets());
         }
@@ -306,7 +347,8 @@ mod tests {
             payload,
         };
         let bytes = segment.bytes();
-        let packet = packet(segment.from.ip, segment.to.ip, PROTO_TCP, &bytes).expect("a packet");
+        let packet =
+            packet(segment.from.ip, segment.to.ip, PROTO_TCP, HIGHEST, &bytes).expect("a packet");
         (segment, packet)
     }
 

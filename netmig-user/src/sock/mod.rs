@@ -8,6 +8,7 @@ mod common;
 mod diag;
 mod error;
 mod flows;
+mod groups;
 mod holders;
 mod inject;
 mod kept;
@@ -83,6 +84,7 @@ fn dump_here(held: &holders::Held, engine: Engine) -> Result<(Sockets, Kept), Er
     };
     let mut kept = Kept::default();
     let mut fresh = option::Fresh::default();
+    let mut groups = groups::Groups::default();
     for socket in &found {
         let Some(owned) = held.get(socket.inode) else {
             let row = rows::row(socket, held, engine)?;
@@ -104,10 +106,10 @@ fn dump_here(held: &holders::Held, engine: Engine) -> Result<(Sockets, Kept), Er
                 let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
                 image.listeners.push(listen::dump(&fd, common, socket)?);
             }
-            Class::Udp | Class::UdpQueued => {
+            Class::Udp | Class::UdpQueued | Class::UdpLite => {
                 let fd = held.duplicate(owned)?;
                 let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
-                image.udp.push(udp::dump(&fd, common, socket)?);
+                image.udp.push(udp::dump(&fd, common, socket, &mut groups)?);
             }
             _ => {
                 let row = rows::row(socket, held, engine)?;

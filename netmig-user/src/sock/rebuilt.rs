@@ -6,12 +6,15 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use netmig_core::image::v1::sock::{Common, Datagram, Holder, Sockets, Tcp, TcpState};
+use netmig_core::image::v1::sock::{
+    Common, Datagram, Holder, Interface, Membership, Sockets, Tcp, TcpState,
+};
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{
     common,
     error::{Error, On},
+    groups,
     holders::{Place, make_room},
     inject::Injector,
     listen,
@@ -26,7 +29,8 @@ use crate::sys::{netns::within, pidfd::PidFd, sockopt};
 pub struct Rebuilt {
     netns: PathBuf,
     connections: Vec<Connection>,
-    datagrams: Vec<(u16, Datagram)>,
+    groups: Vec<Joins>,
+    datagrams: Vec<(Port, Datagram)>,
     refused: Vec<Refused>,
     inner_open: AtomicBool,
 }
@@ -40,6 +44,24 @@ struct Connection {
     flight: Vec<u8>,
     /// Both ends are in the container.
     inner: bool,
+}
+
+/// Where a datagram goes.
+#[derive(Clone, Copy, Debug)]
+struct Port {
+    number: u16,
+    /// UDP-Lite.
+    lite: bool,
+}
+
+/// A socket that joins multicast groups at the opening.
+#[derive(Debug)]
+struct Joins {
+    fd: OwnedFd,
+    name: String,
+    groups: Vec<Membership>,
+    /// Interfaces of the source.
+    there: Vec<Interface>,
 }
 
 /// What an opening did.
@@ -68,11 +90,19 @@ impl Rebuilt {
             let mut injector = Injector::default();
             let mut failed = None;
             let mut datagrams = 0;
+            let here = common::interfaces()?;
+            for joins in &self.groups {
+                for membership in &joins.groups {
+                    let joined = groups::join(&joins.fd, membership, &joins.there, &here)
+                        .on("joining a multicast group", &joins.name);
+                    failed = failed.or(joined.err());
+                }
+            }
             for (port, datagram) in &self.datagrams {
-                match injector
-                    .datagram(datagram, *port)
-                    .on("delivering a datagram", &format!("udp port {port}"))
-                {
+                match injector.datagram(datagram, port.number, port.lite).on(
+                    "delivering a datagram",
+                    &format!("udp port {}", port.number),
+                ) {
                     Ok(()) => datagrams += 1,
                     Err(e) => failed = failed.or(Some(e)),
                 }
@@ -210,11 +240,28 @@ impl Rebuilt {
         let datagrams = image
             .udp
             .iter()
-            .flat_map(|u| u.queue.iter().map(move |d| (u.local.port, moved(d))))
+            .flat_map(|u| {
+                let port = Port {
+                    number: u.local.port,
+                    lite: u.lite,
+                };
+                u.queue.iter().map(move |d| (port, moved(d)))
+            })
             .collect();
+        let mut groups = Vec::new();
+        for udp in image.udp.iter().filter(|udp| !udp.groups.is_empty()) {
+            let name = udp::name(udp);
+            groups.push(Joins {
+                fd: found.duplicate(&udp.common, &name)?,
+                name,
+                groups: udp.groups.clone(),
+                there: image.interfaces.clone(),
+            });
+        }
         Ok(Self {
             netns: netns.to_owned(),
             connections,
+            groups,
             datagrams,
             refused: Vec::new(),
             inner_open: AtomicBool::new(false),

@@ -19,7 +19,7 @@ pub(super) fn rows(held: &Held, engine: Engine) -> Result<Vec<Row>, Error> {
     let mut rows = Vec::with_capacity(found.len());
     for socket in &found {
         let mut row = row(socket, held, engine)?;
-        let inet = matches!(socket.kind, Kind::Tcp | Kind::Udp);
+        let inet = matches!(socket.kind, Kind::Tcp | Kind::Udp | Kind::UdpLite);
         if inet
             && let Some(owners) = held.get(socket.inode)
             // A running process may have closed it meanwhile.

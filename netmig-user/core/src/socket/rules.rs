@@ -215,7 +215,7 @@ pub const RULES: &[Rule] = {
             UdpQueued,
             Criu,
             TRIO,
-            Without(&["control data of queued datagrams"]),
+            Without(&["arrival times of queued datagrams"]),
         ),
         rule(
             UdpCorked,
@@ -226,8 +226,8 @@ pub const RULES: &[Rule] = {
         rule(
             UdpLite,
             Criu,
-            [By::Engine, By::Netmig, By::Nobody],
-            Without(&["receive queue"]),
+            TRIO,
+            Without(&["arrival times of queued datagrams"]),
         ),
         rule(
             Ping,
@@ -366,7 +366,7 @@ pub const RULES: &[Rule] = {
             UdpQueued,
             Handoff,
             SELF_MADE,
-            Without(&["control data of queued datagrams"]),
+            Without(&["arrival times of queued datagrams"]),
         ),
         rule(
             UdpCorked,

@@ -2,8 +2,8 @@
 //!
 //! An option travels when its value differs from a new socket's in the same namespace. What is not its own setter's inverse has its own
 //! rule elsewhere: SO_REUSEADDR, SO_REUSEPORT, SO_BINDTODEVICE and the buffer sizes in `common`, TCP_CONGESTION, TCP_MAXSEG and
-//! TCP_WINDOW_CLAMP in `tcp`. Without a getter, and so not carried: IP_ADD_MEMBERSHIP and its kin, SO_ATTACH_BPF,
-//! SO_ATTACH_REUSEPORT_*BPF, SO_BUSY_POLL_BUDGET; SO_INCOMING_CPU reads as the last packet's CPU, not as what was set.
+//! TCP_WINDOW_CLAMP in `tcp`, multicast memberships in `groups`. Without a getter, and so not carried: SO_ATTACH_BPF,
+//! SO_ATTACH_REUSEPORT_*BPF, SO_BUSY_POLL_BUDGET, an IP_MULTICAST_IF that was set by its index; SO_INCOMING_CPU reads as the last packet's CPU, not as what was set.
 mod table;
 
 use std::{
@@ -13,7 +13,6 @@ use std::{
 };
 
 use netmig_core::image::v1::sock::Setting;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 pub use self::table::TABLE;
 use crate::sys::sockopt;
@@ -65,6 +64,8 @@ pub enum On {
     Udp,
     /// UDP over AF_INET6.
     UdpV6,
+    /// UDP-Lite, which has all of UDP's too.
+    UdpLite,
 }
 
 /// When an option is set at the target.
@@ -87,6 +88,8 @@ pub enum Sort {
     Listen,
     /// UDP.
     Udp,
+    /// UDP-Lite.
+    UdpLite,
 }
 
 /// An option of the image that the target's kernel refused.
@@ -175,13 +178,15 @@ pub(super) fn describe(setting: &Setting) -> (String, String) {
 impl Opt {
     /// Whether a socket of this sort has it.
     pub fn applies(&self, sort: Sort, v6: bool) -> bool {
+        let udp = matches!(sort, Sort::Udp | Sort::UdpLite);
         match self.on {
             On::All => true,
             On::V6 => v6,
-            On::Tcp => sort != Sort::Udp,
+            On::Tcp => !udp,
             On::Listen => sort == Sort::Listen,
-            On::Udp => sort == Sort::Udp,
-            On::UdpV6 => sort == Sort::Udp && v6,
+            On::Udp => udp,
+            On::UdpV6 => udp && v6,
+            On::UdpLite => sort == Sort::UdpLite,
         }
     }
 
@@ -232,18 +237,18 @@ fn table(sort: Sort, v6: bool) -> impl Iterator<Item = &'static Opt> {
     TABLE.iter().filter(move |o| o.applies(sort, v6))
 }
 
-fn new_socket(sort: Sort, v6: bool) -> io::Result<OwnedFd> {
-    let family = if v6 {
-        AddressFamily::Inet6
-    } else {
-        AddressFamily::Inet
+/// A new socket of a sort.
+///
+/// # Errors
+/// That of socket(2).
+pub fn new_socket(sort: Sort, v6: bool) -> io::Result<OwnedFd> {
+    let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
+    let (kind, protocol) = match sort {
+        Sort::Udp => (libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+        Sort::UdpLite => (libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE),
+        Sort::Tcp | Sort::Listen => (libc::SOCK_STREAM, libc::IPPROTO_TCP),
     };
-    let kind = if sort == Sort::Udp {
-        SockType::Datagram
-    } else {
-        SockType::Stream
-    };
-    Ok(socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?)
+    sockopt::socket(family, kind, protocol)
 }
 
 #[cfg(test)]
@@ -268,6 +273,8 @@ mod tests {
             (Sort::Tcp, true),
             (Sort::Udp, false),
             (Sort::Udp, true),
+            (Sort::UdpLite, false),
+            (Sort::UdpLite, true),
         ] {
             let new = new_socket(sort, v6).expect("a socket");
             let settings = Fresh::default().differing(&new, sort, v6).expect("options");

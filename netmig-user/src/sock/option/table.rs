@@ -7,6 +7,7 @@ const IP: i32 = libc::IPPROTO_IP;
 const IP6: i32 = libc::IPPROTO_IPV6;
 const TCP: i32 = libc::IPPROTO_TCP;
 const UDP: i32 = libc::IPPROTO_UDP;
+const UDPLITE: i32 = libc::IPPROTO_UDPLITE;
 
 const fn opt(level: i32, name: i32, text: &'static str, form: Form, on: On, when: When) -> Opt {
     Opt {
@@ -22,7 +23,7 @@ const fn opt(level: i32, name: i32, text: &'static str, form: Form, on: On, when
 /// Every option, in the order in which they are set. Numbers without a name in libc come from include/uapi.
 pub const TABLE: &[Opt] = {
     use Form::{Always, Bytes, Filter, Int, Settles};
-    use On::{All, Listen, Tcp, Udp, UdpV6, V6};
+    use On::{All, Listen, Tcp, Udp, UdpLite, UdpV6, V6};
     use When::{Connected, First, Open};
     &[
         opt(SOL, libc::SO_DEBUG, "SO_DEBUG", Int, All, First),
@@ -489,6 +490,8 @@ pub const TABLE: &[Opt] = {
         ),
         opt(UDP, libc::UDP_SEGMENT, "UDP_SEGMENT", Int, Udp, Connected),
         opt(UDP, libc::UDP_GRO, "UDP_GRO", Int, Udp, Connected),
+        opt(UDPLITE, 10, "UDPLITE_SEND_CSCOV", Int, UdpLite, Connected),
+        opt(UDPLITE, 11, "UDPLITE_RECV_CSCOV", Int, UdpLite, Connected),
         opt(SOL, libc::SO_KEEPALIVE, "SO_KEEPALIVE", Int, Tcp, Open),
         opt(
             TCP,

@@ -7,6 +7,9 @@ use std::{collections::HashSet, fmt, net::IpAddr};
 /// Longest queue that an image may carry, in bytes.
 pub const QUEUE_LIMIT: usize = 256 << 20;
 
+/// Most sources that one multicast membership may name.
+pub const SOURCE_LIMIT: usize = 4096;
+
 /// All sockets of one container, as one dump found them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sockets {
@@ -274,11 +277,13 @@ pub struct Listener {
     pub waiting: u32,
 }
 
-/// A UDP socket.
+/// A UDP or UDP-Lite socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Udp {
     /// Descriptors, options, buffers.
     pub common: Common,
+    /// UDP-Lite (RFC 3828).
+    pub lite: bool,
     /// Own address; port 0: not bound.
     pub local: Endpoint,
     /// Where it is connected to.
@@ -287,6 +292,21 @@ pub struct Udp {
     pub queue: Vec<Datagram>,
     /// Datagrams of the queue that could not be read.
     pub lost: u32,
+    /// Multicast groups that it has joined.
+    pub groups: Vec<Membership>,
+}
+
+/// A multicast group that a socket has joined (RFC 3678).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// Interface index at the source; see [`Sockets::interfaces`].
+    pub interface: u32,
+    /// The group.
+    pub group: IpAddr,
+    /// `sources` are those that are not wanted (MCAST_EXCLUDE); else the only ones that are.
+    pub exclude: bool,
+    /// Of the group's family.
+    pub sources: Vec<IpAddr>,
 }
 
 /// A datagram that waited to be read.
@@ -296,6 +316,10 @@ pub struct Datagram {
     pub from: Endpoint,
     /// The address it was sent to.
     pub to: IpAddr,
+    /// Time to live or hop limit that it came with.
+    pub ttl: u8,
+    /// Type of service or traffic class that it came with.
+    pub tos: u8,
     /// Payload.
     pub data: Vec<u8>,
 }
@@ -368,6 +392,19 @@ impl Sockets {
                 return Err(Impossible {
                     socket: format!("udp {}", udp.local),
                     what: "a datagram exceeds 64 KiB",
+                });
+            }
+            let sound = |m: &Membership| {
+                m.group.is_multicast()
+                    && m.sources.len() <= SOURCE_LIMIT
+                    && m.sources
+                        .iter()
+                        .all(|s| s.is_ipv4() == m.group.is_ipv4() && !s.is_multicast())
+            };
+            if !udp.groups.iter().all(sound) {
+                return Err(Impossible {
+                    socket: format!("udp {}", udp.local),
+                    what: "a multicast group is none, or has sources that are none",
                 });
             }
         }
