@@ -141,6 +141,8 @@ fn rows(sort: Sort) -> impl Iterator<Item = (&'static Opt, bool)> {
         TABLE
             .iter()
             .filter(move |o| o.applies(sort, v6))
+            // sock_setsockopt() takes it for TCP, UDP and RDS only.
+            .filter(move |o| sort != Sort::UdpLite || o.text != "SO_ZEROCOPY")
             .map(move |o| (o, v6))
     })
 }
