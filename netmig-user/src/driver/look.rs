@@ -60,7 +60,7 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
             // The program knows what it does not hand over; what it has not accepted yet it accepts before it saves.
             Fate::Reset(why)
                 if engine == Engine::Handoff
-                    && (row.class == Class::TcpEmbryo
+                    && (row.class == Class::TcpEmbryoStuck
                         || !matches!(row.kind, Kind::Tcp | Kind::Mptcp)) =>
             {
                 warnings.push(format!("{row}: {why}"))

@@ -78,7 +78,14 @@ impl fmt::Display for Found {
     }
 }
 
+/// Kind and both ends: names a connection.
+pub(super) type Ends = (Kind, Option<Endpoint>, Option<Endpoint>);
+
 impl Found {
+    pub(super) fn ends(&self) -> Ends {
+        (self.kind, self.local.endpoint(), self.peer.endpoint())
+    }
+
     pub(super) fn new(kind: Kind, state: State, inode: u64) -> Self {
         Self {
             kind,
@@ -196,6 +203,18 @@ fn ask(
     what: &'static str,
     each: &mut dyn FnMut(&[u8]) -> Option<()>,
 ) -> Result<bool, Error> {
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+    say(socket, SOCK_DIAG_BY_FAMILY, flags, request, what, each)
+}
+
+fn say(
+    socket: &Socket,
+    kind: u16,
+    flags: u16,
+    request: &[u8],
+    what: &'static str,
+    each: &mut dyn FnMut(&[u8]) -> Option<()>,
+) -> Result<bool, Error> {
     let failed = |source| Error::Diag { what, source };
     let malformed = || Error::Malformed {
         what: format!("sock_diag's answer about {what}"),
@@ -206,8 +225,7 @@ fn ask(
             .map_err(|_| malformed())?
             .to_ne_bytes(),
     );
-    message.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+    message.extend_from_slice(&kind.to_ne_bytes());
     message.extend_from_slice(&flags.to_ne_bytes());
     message.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0]);
     message.extend_from_slice(request);
@@ -242,6 +260,64 @@ fn ask(
             }
             rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
         }
+    }
+}
+
+/// TCP sockets alone.
+pub(super) fn tcp() -> Result<Vec<Found>, Error> {
+    let mut found = Vec::new();
+    for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
+        let request = inet_request(family, libc::IPPROTO_TCP as u32);
+        dump(&request, "TCP sockets", &mut |body| {
+            found.push(inet(Kind::Tcp, body)?);
+            Some(())
+        })?;
+    }
+    Ok(found)
+}
+
+/// Ends a TCP connection: its peer gets a RST (SOCK_DESTROY, tcp_abort).
+pub(super) fn destroy(socket: &Found) -> Result<(), Error> {
+    const SOCK_DESTROY: u16 = 21;
+    let what = "a TCP socket to end";
+    let (Some(local), Some(peer)) = (socket.local.endpoint(), socket.peer.endpoint()) else {
+        return Err(Error::Malformed {
+            what: format!("the addresses of {socket}"),
+        });
+    };
+    let family = if socket.v6 {
+        libc::AF_INET6
+    } else {
+        libc::AF_INET
+    };
+    let mut request = inet_request(family as u8, libc::IPPROTO_TCP as u32);
+    // struct inet_diag_sockid: ports, addresses, interface, cookie (none).
+    request[8..10].copy_from_slice(&local.port.to_be_bytes());
+    request[10..12].copy_from_slice(&peer.port.to_be_bytes());
+    for (at, ip) in [(12, local.ip), (28, peer.ip)] {
+        match ip {
+            IpAddr::V4(ip) => request[at..at + 4].copy_from_slice(&ip.octets()),
+            IpAddr::V6(ip) => request[at..at + 16].copy_from_slice(&ip.octets()),
+        }
+    }
+    request[44..48].copy_from_slice(&local.scope.to_ne_bytes());
+    request[48..56].copy_from_slice(&[0xff; 8]);
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+    let known = say(
+        &open(what)?,
+        SOCK_DESTROY,
+        flags,
+        &request,
+        what,
+        &mut |_| Some(()),
+    )?;
+    if known {
+        Ok(())
+    } else {
+        Err(Error::Diag {
+            what,
+            source: io::ErrorKind::Unsupported.into(),
+        })
     }
 }
 

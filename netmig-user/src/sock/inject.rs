@@ -17,6 +17,7 @@ use crate::sys::sockopt;
 
 const ACK: u8 = 0x10;
 const FIN: u8 = 0x01;
+const PSH: u8 = 0x08;
 const PROTO_TCP: u8 = 6;
 const PROTO_UDP: u8 = 17;
 const PROTO_UDPLITE: u8 = 136;
@@ -35,6 +36,22 @@ impl Injector {
     /// one is known: a later one would make PAWS drop what is still to come.
     pub(super) fn window(&mut self, tcp: &Tcp) -> io::Result<()> {
         self.own(tcp, tcp.rcv_nxt, tcp.snd_una, peer_window(tcp), ACK)
+    }
+
+    /// Delivers the ACK that ends a handshake, as if nothing had come after it.
+    pub(super) fn accept(&mut self, tcp: &Tcp) -> io::Result<()> {
+        let first = tcp.rcv_nxt.wrapping_sub(tcp.recv.len() as u32);
+        self.own(tcp, first, tcp.snd_una, peer_window(tcp), ACK)
+    }
+
+    /// Delivers what has come and was not read, in segments as the peer might have sent them.
+    pub(super) fn unread(&mut self, tcp: &Tcp) -> io::Result<()> {
+        let mut seq = tcp.rcv_nxt.wrapping_sub(tcp.recv.len() as u32);
+        for payload in tcp.recv.chunks(tcp.snd_mss.clamp(500, 1400) as usize) {
+            self.own_with(tcp, seq, tcp.snd_una, peer_window(tcp), ACK | PSH, payload)?;
+            seq = seq.wrapping_add(payload.len() as u32);
+        }
+        Ok(())
     }
 
     /// Delivers the FIN that the peer had sent.
@@ -152,6 +169,19 @@ impl Injector {
 
     /// A segment from the peer, without payload.
     fn own(&mut self, tcp: &Tcp, seq: u32, ack: u32, window: u16, flags: u8) -> io::Result<()> {
+        self.own_with(tcp, seq, ack, window, flags, &[])
+    }
+
+    /// A segment from the peer.
+    fn own_with(
+        &mut self,
+        tcp: &Tcp,
+        seq: u32,
+        ack: u32,
+        window: u16,
+        flags: u8,
+        payload: &[u8],
+    ) -> io::Result<()> {
         let segment = Segment {
             from: tcp.peer.canonical(),
             to: tcp.local.canonical(),
@@ -163,7 +193,7 @@ impl Injector {
                 .ts_recent
                 .filter(|_| tcp.timestamps)
                 .map(|newest| (newest, 0)),
-            payload: &[],
+            payload,
         };
         self.send(
             segment.from,

@@ -1,15 +1,24 @@
 //! What the source keeps of a dump until the move is decided.
-use std::os::fd::OwnedFd;
+use std::{os::fd::OwnedFd, path::Path};
 
-use netmig_core::image::v1::sock::Common;
+use netmig_core::image::v1::sock::{Common, Tcp};
 
-use super::error::{Error, On};
-use crate::sys::sockopt::{self, number::TCP_REPAIR_OFF_NO_WP};
+use super::{
+    accept, common,
+    error::{Error, On},
+    tcp::Kernels,
+};
+use crate::sys::{
+    netns::within,
+    sockopt::{self, number::TCP_REPAIR_OFF_NO_WP},
+};
 
 /// Duplicates of the connections that were dumped, in the order of the image.
 #[derive(Debug, Default)]
 pub struct Kept {
     sockets: Vec<Socket>,
+    /// Accepted away from a listener, with what they are.
+    accepted: Vec<(OwnedFd, Tcp)>,
 }
 
 #[derive(Debug)]
@@ -37,6 +46,30 @@ impl Kept {
         self.sockets.iter().filter_map(|s| s.undo().err()).collect()
     }
 
+    /// The move is off, `lo` passes, and nothing from outside has been delivered yet: connections that were accepted away from their listener
+    /// are put back. Those that cannot be are said.
+    ///
+    /// # Errors
+    /// If the namespace cannot be entered, or the kernel cannot be asked.
+    pub fn put_back(&mut self, netns: &Path) -> Result<Vec<String>, Error> {
+        if self.accepted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let accepted = std::mem::take(&mut self.accepted);
+        within(netns, || {
+            let here = common::kernel()?;
+            let kernels = Kernels { source: here, here };
+            let mut waiting = Vec::with_capacity(accepted.len());
+            for (fd, tcp) in accepted {
+                // In repair it goes without a word (tcp_close).
+                sockopt::set_int(&fd, libc::SOL_TCP, libc::TCP_REPAIR, 1)
+                    .on("entering TCP_REPAIR", &tcp)?;
+                waiting.push(tcp);
+            }
+            accept::put(&waiting, kernels)
+        })
+    }
+
     /// The container lives at the target: its connections here end without a FIN, an RST or an orphan, so that nothing of them is left
     /// in a namespace that stays. They are put into repair, in which the last close is silent (tcp_close), so the tasks must never run
     /// again. Goes on after an error and reports them all.
@@ -45,10 +78,20 @@ impl Kept {
             sockopt::set_int(&s.fd, libc::SOL_TCP, libc::TCP_REPAIR, 1)
                 .on("entering TCP_REPAIR", &s.name)
         };
+        let accepted = self.accepted.iter().filter_map(|(fd, tcp)| {
+            sockopt::set_int(fd, libc::SOL_TCP, libc::TCP_REPAIR, 1)
+                .on("entering TCP_REPAIR", tcp)
+                .err()
+        });
         self.sockets
             .iter()
             .filter_map(|s| repair(s).err())
+            .chain(accepted)
             .collect()
+    }
+
+    pub(super) fn accepted(&mut self, fd: OwnedFd, tcp: Tcp) {
+        self.accepted.push((fd, tcp));
     }
 
     pub(super) fn keep(&mut self, fd: OwnedFd, common: &Common, name: String) -> usize {

@@ -4,6 +4,7 @@
 //! gate is closed, through duplicates of their descriptors (pidfd_getfd) and TCP_REPAIR; nothing is left in repair.
 //! [`restore`] rebuilds the connections in the descriptors that the engine has made at the target, behind the closed gate, and
 //! [`Rebuilt::open`] starts them once the gate passes: no timer is waited for.
+mod accept;
 mod common;
 mod diag;
 mod error;
@@ -23,14 +24,15 @@ mod rows;
 mod tcp;
 mod udp;
 
-use std::path::Path;
+use std::{collections::HashSet, path::Path};
 
 use netmig_core::{
     image::v1::sock::{Holder, Left, Sockets},
-    socket::{Class, Engine, Fate, Kind, Row},
+    socket::{Class, Engine, Fate, Kind, Row, State},
 };
 
 pub use self::{
+    accept::supported as accept_queues_move,
     error::Error,
     flows::{Flow, flows},
     holders::Place,
@@ -85,7 +87,8 @@ fn dump_here(held: &holders::Held, engine: Engine) -> Result<(Sockets, Kept), Er
     let mut kept = Kept::default();
     let mut fresh = option::Fresh::default();
     let mut groups = groups::Groups::default();
-    for socket in &found {
+    let waiting = take_waiting(&found, held, &mut image, &mut kept, &mut fresh)?;
+    for socket in found.iter().filter(|f| !waiting.contains(&f.ends())) {
         let Some(owned) = held.get(socket.inode) else {
             let row = rows::row(socket, held, engine)?;
             if !matches!(row.class, Class::Kernel | Class::Foreign) && concerns(&row, engine) {
@@ -130,6 +133,41 @@ fn dump_here(held: &holders::Held, engine: Engine) -> Result<(Sockets, Kept), Er
     image.pairs = pair::reconcile(&mut image.tcp, &mut |i, tcp| tcp::refresh(kept.fd(i), tcp))?;
     image.check()?;
     Ok((image, kept))
+}
+
+/// Reads the connections that wait in accept queues; says which those are.
+fn take_waiting(
+    found: &[diag::Found],
+    held: &holders::Held,
+    image: &mut Sockets,
+    kept: &mut Kept,
+    fresh: &mut option::Fresh,
+) -> Result<HashSet<diag::Ends>, Error> {
+    let mut ends = HashSet::new();
+    if !accept::supported() {
+        return Ok(ends);
+    }
+    let listeners = found.iter().filter(|f| {
+        f.rqueue > 0
+            && f.state == State::Listen
+            && held.get(f.inode).is_some()
+            && rows::classify(f, held) == Class::TcpListen
+    });
+    for listener in listeners {
+        let fd = held.duplicate(held.get(listener.inode).unwrap_or_default())?;
+        for fd in accept::take(&fd, listener.rqueue, listener)? {
+            // One that was reset before it was accepted has nobody to be told of it.
+            let Some(socket) = accept::listed(&fd, found) else {
+                continue;
+            };
+            let common = common::dump(&fd, socket, Vec::new(), fresh)?;
+            let tcp = tcp::dump(&fd, common, socket)?;
+            ends.insert(socket.ends());
+            kept.accepted(fd, tcp.clone());
+            image.waiting.push(tcp);
+        }
+    }
+    Ok(ends)
 }
 
 /// Whether the image has to say something of it.

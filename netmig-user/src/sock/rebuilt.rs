@@ -12,7 +12,7 @@ use netmig_core::image::v1::sock::{
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{
-    common,
+    accept, common,
     error::{Error, On},
     groups,
     holders::{Place, make_room},
@@ -32,6 +32,9 @@ pub struct Rebuilt {
     groups: Vec<Joins>,
     datagrams: Vec<(Port, Datagram)>,
     refused: Vec<Refused>,
+    /// In accept queues.
+    waiting: Vec<Tcp>,
+    lost: Vec<String>,
     inner_open: AtomicBool,
 }
 
@@ -107,6 +110,10 @@ impl Rebuilt {
                     Err(e) => failed = failed.or(Some(e)),
                 }
             }
+            for tcp in self.waiting.iter().filter(|t| !t.state.fin_received()) {
+                let told = injector.keepalive(tcp).on("making it tell its window", tcp);
+                failed = failed.or(told.err());
+            }
             let opened = start(self.connections.iter().filter(|c| !c.inner), &mut injector);
             match failed {
                 None => opened.map(|o| Opened { datagrams, ..o }),
@@ -139,6 +146,11 @@ impl Rebuilt {
         &self.refused
     }
 
+    /// Connections that could not be rebuilt, and why.
+    pub fn lost(&self) -> &[String] {
+        &self.lost
+    }
+
     /// How many connections.
     pub fn len(&self) -> usize {
         self.connections.len()
@@ -165,6 +177,18 @@ impl Rebuilt {
             return Err(e);
         }
         rebuilt.others(image, place)?;
+        // A kernel that cannot loses them, and the connections that can live do.
+        rebuilt.lost = accept::put(&rebuilt.waiting, kernels).unwrap_or_else(|e| {
+            let why = std::error::Error::source(&e).map(ToString::to_string);
+            let named = rebuilt.waiting.iter().map(ToString::to_string);
+            let which: Vec<String> = named.collect();
+            vec![format!(
+                "{} in accept queues are lost ({}): {}",
+                which.len(),
+                which.join(", "),
+                why.unwrap_or_default()
+            )]
+        });
         Ok(rebuilt)
     }
 
@@ -229,6 +253,11 @@ impl Rebuilt {
                 inner: false,
             });
         }
+        let waiting = image.waiting.iter().map(|tcp| Tcp {
+            local: here(tcp.local),
+            peer: here(tcp.peer),
+            ..tcp.clone()
+        });
         for &(a, b) in &image.pairs {
             connections[a as usize].inner = true;
             connections[b as usize].inner = true;
@@ -264,6 +293,8 @@ impl Rebuilt {
             groups,
             datagrams,
             refused: Vec::new(),
+            waiting: waiting.collect(),
+            lost: Vec::new(),
             inner_open: AtomicBool::new(false),
         })
     }

@@ -4,7 +4,7 @@ use std::{collections::HashSet, os::fd::OwnedFd};
 use netmig_core::socket::{Class, Engine, Kind, Owner, Row, State, rule_for};
 
 use super::{
-    common,
+    accept, common,
     diag::{self, Found},
     error::Error,
     holders::Held,
@@ -99,7 +99,13 @@ fn tcp(socket: &Found, owned: bool) -> Class {
         State::SynRecv => Class::TcpSynRecv,
         _ if socket.ulp == "mptcp" => Class::MptcpPath,
         // close() leaves no socket in these two states: one without an inode has not been accepted yet.
-        State::Established | State::CloseWait if socket.inode == 0 => Class::TcpEmbryo,
+        State::Established | State::CloseWait if socket.inode == 0 => {
+            if accept::supported() {
+                Class::TcpEmbryo
+            } else {
+                Class::TcpEmbryoStuck
+            }
+        }
         _ if socket.inode == 0 => Class::TcpOrphan,
         _ if !owned => Class::TcpElsewhere,
         _ if !socket.ulp.is_empty() => Class::TcpUlp,

@@ -372,6 +372,11 @@ pub(super) fn stamp(fd: &OwnedFd, tcp: &Tcp) -> Result<u32, Error> {
     sockopt::read(fd, TCP, libc::TCP_TIMESTAMP).on("reading TCP_TIMESTAMP", tcp)
 }
 
+/// TCP_TIMESTAMP as it is set here.
+pub(super) fn stamp_here(tcp: &Tcp, kernels: Kernels) -> Result<u32, Error> {
+    kernels.translate(tcp)
+}
+
 /// What goes in as sent, and what as unsent.
 pub(super) fn split(tcp: &Tcp) -> (&[u8], &[u8]) {
     tcp.send.split_at(tcp.in_flight() as usize)

@@ -168,7 +168,7 @@ fn peek_all(fd: &OwnedFd, udp: &mut Udp) -> nix::Result<()> {
     }
 }
 
-fn endpoint(address: &SockaddrStorage) -> Option<Endpoint> {
+pub(super) fn endpoint(address: &SockaddrStorage) -> Option<Endpoint> {
     if let Some(v4) = address.as_sockaddr_in() {
         return Some(Endpoint {
             ip: IpAddr::V4(v4.ip()),

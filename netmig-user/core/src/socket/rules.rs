@@ -17,6 +17,8 @@ pub enum Class {
     TcpOrphan,
     /// TCP connection in an accept queue.
     TcpEmbryo,
+    /// The same on a kernel that cannot put it back.
+    TcpEmbryoStuck,
     /// TCP in TIME_WAIT.
     TcpTimeWait,
     /// TCP whose connect() is under way.
@@ -160,6 +162,7 @@ pub const RULES: &[Rule] = {
     use Class::*;
     use Engine::{Criu, Handoff};
     use Verdict::{Moves, Refused, Reset, Without};
+    const QUEUED: &str = "an accept queue is carried from Linux 6.9 on; move when it is accepted";
     const ECN: Verdict = Without(&["ECN"]);
     const NO_PORT: &str = "the port is not protected at the target";
     const RETRY: &str = "the peer repeats its SYN";
@@ -180,10 +183,14 @@ pub const RULES: &[Rule] = {
         rule(
             TcpEmbryo,
             Criu,
+            SELF_MADE,
+            Moves,
+        ),
+        rule(
+            TcpEmbryoStuck,
+            Criu,
             NOBODY,
-            Refused(
-                "CRIU fails on connections that wait in an accept queue; move when they are accepted",
-            ),
+            Reset(QUEUED),
         ),
         rule(TcpTimeWait, Criu, NOBODY, Reset(NO_PORT)),
         rule(
@@ -307,10 +314,14 @@ pub const RULES: &[Rule] = {
         rule(
             TcpEmbryo,
             Handoff,
+            SELF_MADE,
+            Moves,
+        ),
+        rule(
+            TcpEmbryoStuck,
+            Handoff,
             NOBODY,
-            Reset(
-                "an accept queue is not carried; the program accepts it before it saves, or it is lost",
-            ),
+            Reset(QUEUED),
         ),
         rule(TcpTimeWait, Handoff, NOBODY, Reset(NO_PORT)),
         rule(
@@ -441,7 +452,9 @@ mod tests {
 
     #[test]
     fn only_tcp_and_udp_are_handed_over() {
-        use Class::{TcpCloseWait, TcpEstablished, TcpListen, TcpShut, Udp, UdpQueued};
+        use Class::{
+            TcpCloseWait, TcpEmbryo, TcpEstablished, TcpListen, TcpShut, Udp, UdpQueued,
+        };
         let created: HashSet<Class> = RULES
             .iter()
             .filter(|r| r.engine == Engine::Handoff && r.creates != By::Nobody)
@@ -451,6 +464,7 @@ mod tests {
             TcpEstablished,
             TcpCloseWait,
             TcpShut,
+            TcpEmbryo,
             TcpListen,
             Udp,
             UdpQueued,

@@ -19,6 +19,8 @@ pub struct Sockets {
     pub interfaces: Vec<Interface>,
     /// TCP connections.
     pub tcp: Vec<Tcp>,
+    /// TCP connections in the accept queues of `listeners`, oldest first: no descriptor holds them.
+    pub waiting: Vec<Tcp>,
     /// TCP listeners. Under CRIU they come back on their descriptor by themselves.
     pub listeners: Vec<Listener>,
     /// UDP sockets.
@@ -377,6 +379,25 @@ impl Sockets {
                     socket: tcp.to_string(),
                     what: "there are two of it",
                 });
+            }
+        }
+        for tcp in &self.waiting {
+            let wrong = |what| Impossible {
+                socket: tcp.to_string(),
+                what,
+            };
+            tcp.check().map_err(wrong)?;
+            if !tcp.common.holders.is_empty() {
+                return Err(wrong("it waits in an accept queue, and a descriptor holds it"));
+            }
+            if !tcp.send.is_empty() || tcp.state.fin_written() {
+                return Err(wrong("it waits in an accept queue, and has something to send"));
+            }
+            if !tuples.insert((tcp.local.canonical(), tcp.peer.canonical())) {
+                return Err(wrong("there are two of it"));
+            }
+            if !self.listeners.iter().any(|l| l.local.port == tcp.local.port) {
+                return Err(wrong("it waits in an accept queue, and nobody listens there"));
             }
         }
         for listener in &self.listeners {
