@@ -4,9 +4,11 @@
 //! says so.
 mod kind;
 mod rules;
+mod table;
 
 pub use kind::{Kind, State};
 pub use rules::{By, Class, Engine, RULES, Rule, Verdict, rule_for};
+pub use table::Table;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -84,9 +86,17 @@ pub struct Row {
     pub fate: Fate,
 }
 
+impl Row {
+    /// Whether the operator goes on without it: `--allow reset`, or the name of its class.
+    pub fn waived(&self, allow: &[String]) -> bool {
+        let class = self.class.to_string();
+        allow.iter().any(|key| *key == "reset" || *key == class)
+    }
+}
+
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {:?} {}", self.kind, self.state, self.local)?;
+        write!(f, "{} {} {}", self.kind, self.state, self.local)?;
         if !self.peer.is_empty() {
             write!(f, " -> {}", self.peer)?;
         }

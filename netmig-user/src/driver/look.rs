@@ -65,12 +65,12 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
             {
                 warnings.push(format!("{row}: {why}"))
             }
-            Fate::Reset(why) if !allow.iter().any(|key| key == "reset") => {
-                objections.push(format!(
-                    "{row}: would be reset: {why}; --allow reset goes on without it"
-                ));
-            }
-            _ => {}
+            Fate::Reset(why) if row.waived(allow) => warnings.push(format!("{row}: {why}")),
+            Fate::Reset(why) => objections.push(format!(
+                "{row}: would be reset: {why}; --allow {} goes on without it, --allow reset without any that would be",
+                row.class
+            )),
+            Fate::Moves | Fate::MovesWithout(_) => {}
         }
     }
     let mut memory_bytes = 0;

@@ -34,6 +34,8 @@ pub(super) struct Found {
     pub unix_peer: Option<u64>,
     /// The kernel's own.
     pub kernel: bool,
+    /// Of TCP: until its timer expires, ms.
+    pub expires_ms: u32,
 }
 
 /// One end of a socket.
@@ -101,6 +103,7 @@ impl Found {
             signed: false,
             unix_peer: None,
             kernel: false,
+            expires_ms: 0,
         }
     }
 }
@@ -414,6 +417,7 @@ fn inet(kind: Kind, body: &[u8]) -> Option<Found> {
     if peer.port != 0 || !peer.ip.is_unspecified() {
         found.peer = Name::Inet(peer);
     }
+    found.expires_ms = u32_at(body, 52)?;
     found.rqueue = u32_at(body, 56)?;
     found.wqueue = u32_at(body, 60)?;
     for (kind, value) in attributes(body.get(72..)?) {

@@ -6,6 +6,7 @@
 //! [`Rebuilt::open`] starts them once the gate passes: no timer is waited for.
 mod accept;
 mod common;
+mod connecting;
 mod diag;
 mod error;
 mod flows;
@@ -24,7 +25,7 @@ mod rows;
 mod tcp;
 mod udp;
 
-use std::{collections::HashSet, path::Path};
+use std::{collections::HashSet, path::Path, time::Instant};
 
 use netmig_core::{
     image::v1::sock::{Holder, Left, Sockets},
@@ -74,10 +75,11 @@ pub fn dump(netns: &Path, pids: &[i32]) -> Result<(Sockets, Kept), Error> {
 /// # Errors
 /// As there; and if something was handed over that the image cannot hold.
 pub fn dump_under(netns: &Path, pids: &[i32], engine: Engine) -> Result<(Sockets, Kept), Error> {
-    within(netns, || dump_here(&holders::Held::by(pids)?, engine))
+    within(netns, || dump_here(holders::Held::by(pids)?, engine))
 }
 
-fn dump_here(held: &holders::Held, engine: Engine) -> Result<(Sockets, Kept), Error> {
+fn dump_here(held: holders::Held, engine: Engine) -> Result<(Sockets, Kept), Error> {
+    let listed = Instant::now();
     let found = diag::all()?;
     let mut image = Sockets {
         kernel: common::kernel()?,
@@ -87,22 +89,37 @@ fn dump_here(held: &holders::Held, engine: Engine) -> Result<(Sockets, Kept), Er
     let mut kept = Kept::default();
     let mut fresh = option::Fresh::default();
     let mut groups = groups::Groups::default();
-    let waiting = take_waiting(&found, held, &mut image, &mut kept, &mut fresh)?;
+    let waiting = take_waiting(&found, &held, &mut image, &mut kept, &mut fresh)?;
     for socket in found.iter().filter(|f| !waiting.contains(&f.ends())) {
         let Some(owned) = held.get(socket.inode) else {
-            let row = rows::row(socket, held, engine)?;
+            let row = rows::row(socket, &held, engine)?;
             if !matches!(row.class, Class::Kernel | Class::Foreign) && concerns(&row, engine) {
                 image.left.push(left(&row));
             }
             continue;
         };
-        let class = rows::classify(socket, held);
+        let class = rows::classify(socket, &held);
         match class {
             Class::TcpEstablished | Class::TcpCloseWait | Class::TcpShut => {
                 let fd = held.duplicate(owned)?;
                 let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
                 let slot = kept.keep(fd, &common, socket.to_string());
                 image.tcp.push(tcp::dump(kept.fd(slot), common, socket)?);
+            }
+            Class::TcpSynSent if engine == Engine::Criu => {
+                let fd = held.duplicate(owned)?;
+                let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
+                match connecting::dump(&fd, common, socket, listed)? {
+                    Some(connecting) => {
+                        kept.keep_connecting(fd, &connecting.common, socket.to_string());
+                        image.connecting.push(connecting);
+                    }
+                    None => image.left.push(Left {
+                        socket: socket.to_string(),
+                        why: "its SYN carries data (TCP_FASTOPEN_CONNECT): its connect() fails"
+                            .to_owned(),
+                    }),
+                }
             }
             Class::TcpListen => {
                 let fd = held.duplicate(owned)?;
@@ -115,7 +132,7 @@ fn dump_here(held: &holders::Held, engine: Engine) -> Result<(Sockets, Kept), Er
                 image.udp.push(udp::dump(&fd, common, socket, &mut groups)?);
             }
             _ => {
-                let row = rows::row(socket, held, engine)?;
+                let row = rows::row(socket, &held, engine)?;
                 if row.fate != Fate::Moves && concerns(&row, engine) {
                     handed(&row, engine)?;
                     image.left.push(left(&row));
@@ -123,7 +140,7 @@ fn dump_here(held: &holders::Held, engine: Engine) -> Result<(Sockets, Kept), Er
             }
         }
     }
-    let unlisted = rows::unlisted(&found, held, engine)?;
+    let unlisted = rows::unlisted(&found, &held, engine)?;
     for row in unlisted.iter().filter(|row| concerns(row, engine)) {
         handed(row, engine)?;
         image
@@ -132,6 +149,10 @@ fn dump_here(held: &holders::Held, engine: Engine) -> Result<(Sockets, Kept), Er
     }
     image.pairs = pair::reconcile(&mut image.tcp, &mut |i, tcp| tcp::refresh(kept.fd(i), tcp))?;
     image.check()?;
+    // Under `handoff` a helper holds what was handed over, and the plan has the better list.
+    if engine == Engine::Criu {
+        kept.saw(found, unlisted, held, engine);
+    }
     Ok((image, kept))
 }
 
@@ -144,9 +165,6 @@ fn take_waiting(
     fresh: &mut option::Fresh,
 ) -> Result<HashSet<diag::Ends>, Error> {
     let mut ends = HashSet::new();
-    if !accept::supported() {
-        return Ok(ends);
-    }
     let listeners = found.iter().filter(|f| {
         f.rqueue > 0
             && f.state == State::Listen
@@ -154,6 +172,9 @@ fn take_waiting(
             && rows::classify(f, held) == Class::TcpListen
     });
     for listener in listeners {
+        if !accept::supported() {
+            break;
+        }
         let fd = held.duplicate(held.get(listener.inode).unwrap_or_default())?;
         for fd in accept::take(&fd, listener.rqueue, listener)? {
             // One that was reset before it was accepted has nobody to be told of it.
@@ -188,7 +209,7 @@ fn handed(row: &Row, engine: Engine) -> Result<(), Error> {
 
 fn left(row: &Row) -> Left {
     Left {
-        socket: format!("{} {:?} {} {}", row.kind, row.state, row.local, row.peer),
+        socket: format!("{} {} {} {}", row.kind, row.state, row.local, row.peer),
         why: row.fate.to_string(),
     }
 }

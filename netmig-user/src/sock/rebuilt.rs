@@ -12,7 +12,7 @@ use netmig_core::image::v1::sock::{
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{
-    accept, common,
+    accept, common, connecting,
     error::{Error, On},
     groups,
     holders::{Place, make_room},
@@ -176,7 +176,7 @@ impl Rebuilt {
             }
             return Err(e);
         }
-        rebuilt.others(image, place)?;
+        rebuilt.others(image, place, kernels)?;
         // A kernel that cannot loses them, and the connections that can live do.
         rebuilt.lost = accept::put(&rebuilt.waiting, kernels).unwrap_or_else(|e| {
             let why = std::error::Error::source(&e).map(ToString::to_string);
@@ -212,11 +212,24 @@ impl Rebuilt {
         Ok(())
     }
 
-    fn others(&mut self, image: &Sockets, place: Placed<'_>) -> Result<(), Error> {
+    fn others(
+        &mut self,
+        image: &Sockets,
+        place: Placed<'_>,
+        kernels: Kernels,
+    ) -> Result<(), Error> {
         let mut found = Finder {
             place,
             processes: HashMap::new(),
         };
+        let interfaces = common::interfaces()?;
+        let here = |end| common::rescope(end, &image.interfaces, &interfaces);
+        for connecting in &image.connecting {
+            let fd = found.duplicate(&connecting.common, &connecting.to_string())?;
+            let ends = [here(connecting.local), here(connecting.peer)];
+            self.refused
+                .extend(connecting::restore(&fd, connecting, ends, kernels)?);
+        }
         for listener in &image.listeners {
             let fd = found.duplicate(&listener.common, &listen::name(listener.local))?;
             self.refused.extend(listen::restore(&fd, listener)?);

@@ -105,7 +105,7 @@ pub(super) fn refresh(fd: &OwnedFd, tcp: &mut Tcp) -> Result<(), Error> {
 }
 
 /// A socket in repair; leaves it when dropped, without a window probe.
-struct Repair<'a> {
+pub(super) struct Repair<'a> {
     fd: &'a OwnedFd,
     reuseaddr: i32,
     name: &'a str,
@@ -113,7 +113,7 @@ struct Repair<'a> {
 }
 
 impl<'a> Repair<'a> {
-    fn enter(fd: &'a OwnedFd, reuseaddr: i32, name: &'a str) -> Result<Self, Error> {
+    pub(super) fn enter(fd: &'a OwnedFd, reuseaddr: i32, name: &'a str) -> Result<Self, Error> {
         sockopt::set_int(fd, TCP, libc::TCP_REPAIR, 1).on("entering TCP_REPAIR", &name)?;
         Ok(Self {
             fd,
@@ -124,7 +124,7 @@ impl<'a> Repair<'a> {
     }
 
     /// Leaves repair and sets SO_REUSEADDR, which that clears.
-    fn leave(mut self) -> Result<(), Error> {
+    pub(super) fn leave(mut self) -> Result<(), Error> {
         self.inside = false;
         leave(self.fd, self.reuseaddr, self.name)
     }
@@ -134,7 +134,7 @@ impl<'a> Repair<'a> {
         self.inside = false;
     }
 
-    fn queue(&self, queue: i32) -> Result<(), Error> {
+    pub(super) fn queue(&self, queue: i32) -> Result<(), Error> {
         sockopt::set_int(self.fd, TCP, libc::TCP_REPAIR_QUEUE, queue)
             .on("choosing a repair queue", &self.name)
     }
@@ -205,11 +205,11 @@ impl<'a> Repair<'a> {
         self.queue(TCP_NO_QUEUE)
     }
 
-    fn seq(&self) -> Result<u32, Error> {
+    pub(super) fn seq(&self) -> Result<u32, Error> {
         sockopt::read(self.fd, TCP, libc::TCP_QUEUE_SEQ).on("reading TCP_QUEUE_SEQ", &self.name)
     }
 
-    fn set_seq(&self, queue: i32, seq: u32) -> Result<(), Error> {
+    pub(super) fn set_seq(&self, queue: i32, seq: u32) -> Result<(), Error> {
         self.queue(queue)?;
         sockopt::set_u32(self.fd, TCP, libc::TCP_QUEUE_SEQ, seq)
             .on("setting TCP_QUEUE_SEQ", &self.name)
@@ -382,6 +382,9 @@ pub(super) fn split(tcp: &Tcp) -> (&[u8], &[u8]) {
     tcp.send.split_at(tcp.in_flight() as usize)
 }
 
+/// From this kernel on bit 0 of TCP_TIMESTAMP selects microseconds.
+const MICROSECONDS: (u16, u16) = (6, 12);
+
 /// The kernels of an image and of this host.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kernels {
@@ -390,9 +393,17 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
+    /// A clock of the source as it is set here.
+    pub(super) fn clock(self, timestamp: u32) -> u32 {
+        if self.source >= MICROSECONDS && self.here >= MICROSECONDS {
+            timestamp
+        } else {
+            timestamp & !1
+        }
+    }
+
     /// From 6.12 on bit 0 of TCP_TIMESTAMP selects microseconds; before, it is as chance has it.
     fn translate(self, tcp: &Tcp) -> Result<u32, Error> {
-        const MICROSECONDS: (u16, u16) = (6, 12);
         let knows = |kernel| kernel >= MICROSECONDS;
         match (knows(self.source), knows(self.here)) {
             (false, _) => Ok(tcp.timestamp & !1),
@@ -409,7 +420,7 @@ impl Kernels {
 /// The head of struct tcp_info.
 #[derive(FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
-struct Info {
+pub(super) struct Info {
     state: u8,
     ca_state: u8,
     retransmits: u8,
@@ -418,7 +429,7 @@ struct Info {
     options: u8,
     wscale: u8,
     flags: u8,
-    rto: u32,
+    pub(super) rto: u32,
     ato: u32,
     snd_mss: u32,
     rcv_mss: u32,

@@ -99,6 +99,13 @@ pub enum State {
     Closing,
 }
 
+impl fmt::Display for State {
+    /// As JSON has it: `close-wait`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
 impl State {
     /// From the kernel's number (include/net/tcp_states.h); `TCP_NEW_SYN_RECV` counts as SYN_RECV, `TCP_BOUND_INACTIVE` as CLOSE.
     pub fn from_kernel(n: u8) -> Self {

@@ -1,5 +1,6 @@
 //! The table: kind of socket x engine, who does what, and what becomes of it.
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 use super::Fate;
 
@@ -75,6 +76,13 @@ pub enum Class {
     OtherNetns,
     /// Any other family.
     Other,
+}
+
+impl fmt::Display for Class {
+    /// As JSON and `--allow` have it: `tcp-orphan`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// What moves the processes, as far as sockets are concerned.
@@ -196,8 +204,8 @@ pub const RULES: &[Rule] = {
         rule(
             TcpSynSent,
             Criu,
-            [By::Engine, By::Netmig, By::Nobody],
-            Reset("its connect() fails at the target"),
+            TRIO,
+            Moves,
         ),
         rule(TcpSynRecv, Criu, NOBODY, Reset(RETRY)),
         rule(TcpListen, Criu, ENGINE, Moves),

@@ -33,6 +33,7 @@ impl Steps {
         }
         let gate = self.take_gate();
         let mut kept = self.state().kept.take();
+        self.as_it_came_out(kept.as_mut(), &mut left);
         if let Some(kept) = &kept {
             left.extend(kept.undo().iter().map(ToString::to_string));
         }
@@ -120,7 +121,8 @@ impl Steps {
             hold.hand_over();
         }
         // Orphans would hold the connections' addresses until their retries are over, and a move back could not bind them.
-        let kept = self.state().kept.take();
+        let mut kept = self.state().kept.take();
+        self.as_it_came_out(kept.as_mut(), &mut left);
         left.extend(
             kept.into_iter()
                 .flat_map(sock::Kept::silence)
@@ -195,6 +197,16 @@ impl Steps {
             _ => {}
         }
         left
+    }
+
+    /// From here on the report lists the sockets as they were at the freeze.
+    fn as_it_came_out(&self, kept: Option<&mut sock::Kept>, left: &mut Vec<String>) {
+        let before = self.rows();
+        match kept.map(|kept| kept.rows(&before)) {
+            Some(Ok(rows)) if !rows.is_empty() => self.state().rows = rows,
+            Some(Err(e)) => left.push(format!("the report has the sockets of the plan: {e}")),
+            _ => {}
+        }
     }
 
     pub(super) fn stop_streams(&self) {

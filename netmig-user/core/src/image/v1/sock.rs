@@ -19,6 +19,8 @@ pub struct Sockets {
     pub interfaces: Vec<Interface>,
     /// TCP connections.
     pub tcp: Vec<Tcp>,
+    /// TCP connections whose connect() is under way.
+    pub connecting: Vec<Connecting>,
     /// TCP connections in the accept queues of `listeners`, oldest first: no descriptor holds them.
     pub waiting: Vec<Tcp>,
     /// TCP listeners. Under CRIU they come back on their descriptor by themselves.
@@ -266,6 +268,31 @@ impl Tcp {
     }
 }
 
+/// A TCP connection whose connect() is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connecting {
+    /// Descriptors, options, buffers.
+    pub common: Common,
+    /// Own end.
+    pub local: Endpoint,
+    /// Where to.
+    pub peer: Endpoint,
+    /// Sequence number of its SYN.
+    pub isn: u32,
+    /// As [`Tcp::timestamp`].
+    pub timestamp: u32,
+    /// How long before the dump its last SYN was sent, in ms.
+    pub sent_ms: u32,
+    /// TCP_CONGESTION.
+    pub congestion: String,
+}
+
+impl fmt::Display for Connecting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tcp {} -> {} (connecting)", self.local, self.peer)
+    }
+}
+
 /// A TCP listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
@@ -379,6 +406,28 @@ impl Sockets {
                     socket: tcp.to_string(),
                     what: "there are two of it",
                 });
+            }
+        }
+        for connecting in &self.connecting {
+            held(connecting.to_string(), &connecting.common)?;
+            let (local, peer) = (connecting.local, connecting.peer);
+            let wrong = |what| Impossible {
+                socket: connecting.to_string(),
+                what,
+            };
+            if local.port == 0 || peer.port == 0 {
+                return Err(wrong("a port is 0"));
+            }
+            if local.ip.is_ipv4() != peer.ip.is_ipv4()
+                || local.ip.is_ipv4() == connecting.common.v6
+            {
+                return Err(wrong("its addresses are of different families"));
+            }
+            if connecting.congestion.len() > 15 || connecting.common.device.len() > 15 {
+                return Err(wrong("a name exceeds 15 bytes"));
+            }
+            if !tuples.insert((local.canonical(), peer.canonical())) {
+                return Err(wrong("there are two of it"));
             }
         }
         for tcp in &self.waiting {
