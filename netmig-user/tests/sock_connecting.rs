@@ -66,8 +66,17 @@ fn moved(lab: &Lab, v6: bool, fd: OwnedFd) -> (Tasks, Sockets) {
     })
     .expect("rebuilt");
     assert!(rebuilt.refused().is_empty(), "{:?}", rebuilt.refused());
-    // A blackout is longer.
+    // As the driver does: what waits for a neighbour in vain is not waited for any longer.
     thread::sleep(Duration::from_millis(50));
+    netmig_user::net::forget_unresolved(&lab.target.path()).expect("forgotten");
+    let known = lab
+        .target
+        .run(|| std::fs::read_to_string("/proc/thread-self/net/arp"));
+    assert_eq!(
+        known.expect("read").lines().count(),
+        1,
+        "no neighbour is made up any more"
+    );
     lab.pass();
     rebuilt.open().expect("opened");
     (at_target, image)

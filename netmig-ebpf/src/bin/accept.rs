@@ -66,10 +66,8 @@ fn packet(ctx: &TcContext) -> Option<()> {
 #[inline(always)]
 fn v4(ctx: &TcContext) -> Option<()> {
     const TCP: usize = ETHERNET + 20;
-    let (source, to): ([u8; 4], [u8; 4]) = (
-        ctx.load(ETHERNET + 12).ok()?,
-        ctx.load(ETHERNET + 16).ok()?,
-    );
+    let (source, to): ([u8; 4], [u8; 4]) =
+        (ctx.load(ETHERNET + 12).ok()?, ctx.load(ETHERNET + 16).ok()?);
     let ports = ports(ctx, TCP)?;
     let waiting = wanted(FlowKey::mapped(source), FlowKey::mapped(to), ports)?;
     let tuple = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {

@@ -272,7 +272,9 @@ fn accept_queues(given: &Given<'_>) -> Option<Objection> {
         .filter(|row| row.class == Class::TcpEmbryo)
         .count();
     let kernel = &given.answer.facts.kernel;
-    let old = kernel.parse().map_or(true, |kernel: Version| kernel < SINCE);
+    let old = kernel
+        .parse()
+        .map_or(true, |kernel: Version| kernel < SINCE);
     (waiting > 0 && old).then(|| {
         Objection::new(
             "reset",

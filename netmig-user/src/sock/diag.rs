@@ -539,7 +539,7 @@ fn vsock(body: &[u8]) -> Option<Found> {
 }
 
 /// Walks netlink attributes; stops at the first one that does not fit.
-fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     const TYPE: u16 = 0x3fff;
     std::iter::from_fn(move || {
         let len = usize::from(u16_at(rest, 0)?);

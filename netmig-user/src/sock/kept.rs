@@ -3,7 +3,7 @@ use std::{collections::HashMap, os::fd::OwnedFd, path::Path};
 
 use netmig_core::{
     image::v1::sock::{Common, Tcp},
-    socket::{Engine, Row},
+    socket::{Class, Engine, Row},
 };
 
 use super::{
@@ -132,6 +132,8 @@ impl Kept {
             .filter(|row| row.inode != 0)
             .map(|row| (row.inode, row))
             .collect();
+        // What nobody of the container holds and was not there before is the engine's own.
+        rows.retain(|row| row.class != Class::Foreign || options.contains_key(&row.inode));
         for row in &mut rows {
             if let Some(earlier) = options.get(&row.inode).filter(|e| e.kind == row.kind) {
                 row.options.clone_from(&earlier.options);

@@ -16,6 +16,7 @@ mod inject;
 mod kept;
 mod listen;
 mod make;
+mod nexthop;
 pub mod option;
 mod pair;
 mod procnet;

@@ -11,3 +11,4 @@ mod machines;
 mod pairs;
 mod refusals;
 mod story;
+mod waiting;

@@ -188,25 +188,10 @@ pub const RULES: &[Rule] = {
             NOBODY,
             Reset("no process holds it, and its unsent bytes are not carried"),
         ),
-        rule(
-            TcpEmbryo,
-            Criu,
-            SELF_MADE,
-            Moves,
-        ),
-        rule(
-            TcpEmbryoStuck,
-            Criu,
-            NOBODY,
-            Reset(QUEUED),
-        ),
+        rule(TcpEmbryo, Criu, SELF_MADE, Moves),
+        rule(TcpEmbryoStuck, Criu, NOBODY, Reset(QUEUED)),
         rule(TcpTimeWait, Criu, NOBODY, Reset(NO_PORT)),
-        rule(
-            TcpSynSent,
-            Criu,
-            TRIO,
-            Moves,
-        ),
+        rule(TcpSynSent, Criu, TRIO, Moves),
         rule(TcpSynRecv, Criu, NOBODY, Reset(RETRY)),
         rule(TcpListen, Criu, ENGINE, Moves),
         rule(TcpClosed, Criu, ENGINE, Moves),
@@ -319,18 +304,8 @@ pub const RULES: &[Rule] = {
             NOBODY,
             Reset("no process holds it, and its unsent bytes are not carried"),
         ),
-        rule(
-            TcpEmbryo,
-            Handoff,
-            SELF_MADE,
-            Moves,
-        ),
-        rule(
-            TcpEmbryoStuck,
-            Handoff,
-            NOBODY,
-            Reset(QUEUED),
-        ),
+        rule(TcpEmbryo, Handoff, SELF_MADE, Moves),
+        rule(TcpEmbryoStuck, Handoff, NOBODY, Reset(QUEUED)),
         rule(TcpTimeWait, Handoff, NOBODY, Reset(NO_PORT)),
         rule(
             TcpSynSent,
@@ -460,9 +435,7 @@ mod tests {
 
     #[test]
     fn only_tcp_and_udp_are_handed_over() {
-        use Class::{
-            TcpCloseWait, TcpEmbryo, TcpEstablished, TcpListen, TcpShut, Udp, UdpQueued,
-        };
+        use Class::{TcpCloseWait, TcpEmbryo, TcpEstablished, TcpListen, TcpShut, Udp, UdpQueued};
         let created: HashSet<Class> = RULES
             .iter()
             .filter(|r| r.engine == Engine::Handoff && r.creates != By::Nobody)

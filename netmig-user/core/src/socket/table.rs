@@ -38,9 +38,7 @@ impl fmt::Display for Table<'_> {
 }
 
 fn cells(row: &Row) -> [String; 8] {
-    let or_star = |text: &str| {
-        if text.is_empty() { "*" } else { text }.to_owned()
-    };
+    let or_star = |text: &str| if text.is_empty() { "*" } else { text }.to_owned();
     [
         row.kind.to_string(),
         row.state.to_string(),

@@ -418,8 +418,7 @@ impl Sockets {
             if local.port == 0 || peer.port == 0 {
                 return Err(wrong("a port is 0"));
             }
-            if local.ip.is_ipv4() != peer.ip.is_ipv4()
-                || local.ip.is_ipv4() == connecting.common.v6
+            if local.ip.is_ipv4() != peer.ip.is_ipv4() || local.ip.is_ipv4() == connecting.common.v6
             {
                 return Err(wrong("its addresses are of different families"));
             }
@@ -437,16 +436,26 @@ impl Sockets {
             };
             tcp.check().map_err(wrong)?;
             if !tcp.common.holders.is_empty() {
-                return Err(wrong("it waits in an accept queue, and a descriptor holds it"));
+                return Err(wrong(
+                    "it waits in an accept queue, and a descriptor holds it",
+                ));
             }
             if !tcp.send.is_empty() || tcp.state.fin_written() {
-                return Err(wrong("it waits in an accept queue, and has something to send"));
+                return Err(wrong(
+                    "it waits in an accept queue, and has something to send",
+                ));
             }
             if !tuples.insert((tcp.local.canonical(), tcp.peer.canonical())) {
                 return Err(wrong("there are two of it"));
             }
-            if !self.listeners.iter().any(|l| l.local.port == tcp.local.port) {
-                return Err(wrong("it waits in an accept queue, and nobody listens there"));
+            if !self
+                .listeners
+                .iter()
+                .any(|l| l.local.port == tcp.local.port)
+            {
+                return Err(wrong(
+                    "it waits in an accept queue, and nobody listens there",
+                ));
             }
         }
         for listener in &self.listeners {
