@@ -254,6 +254,22 @@ fn options_that_differ_are_listed() {
         .find(|r| r.class == Class::TcpEstablished)
         .expect("the connection");
     assert_eq!(row.options, [("TCP_NODELAY".to_owned(), "1".to_owned())]);
+    assert_eq!(row.fate, Fate::Moves);
+}
+
+#[test]
+fn ecn_is_missed_only_where_it_was_negotiated() {
+    let lab = Lab::new();
+    for ns in [&lab.source, &lab.peer] {
+        ns.sh("sysctl -qw net.ipv4.tcp_ecn=1");
+    }
+    let (own, _peer) = connected(&lab, false, true);
+    let tasks = Tasks::holding(vec![owned(own)]);
+    let rows = sock::rows(&lab.source.path(), &[tasks.pid()]).expect("rows");
+    let row = rows
+        .iter()
+        .find(|r| r.class == Class::TcpEstablished)
+        .expect("the connection");
     assert_eq!(row.fate, Fate::MovesWithout(vec!["ECN".to_owned()]));
 }
 

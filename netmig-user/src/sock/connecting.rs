@@ -24,7 +24,8 @@ use super::{
     error::{Error, On},
     nexthop,
     option::{self, Refused, When},
-    tcp::{Info, Kernels, Repair},
+    repair::Repair,
+    tcp::{Info, Kernels},
 };
 use crate::sys::sockopt::{
     self,

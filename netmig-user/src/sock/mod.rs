@@ -21,6 +21,7 @@ pub mod option;
 mod pair;
 mod procnet;
 mod rebuilt;
+mod repair;
 mod room;
 mod rows;
 mod tcp;

@@ -1,7 +1,7 @@
 //! Every socket as a row: class, owners, fate.
 use std::{collections::HashSet, os::fd::OwnedFd};
 
-use netmig_core::socket::{Class, Engine, Kind, Owner, Row, State, rule_for};
+use netmig_core::socket::{ARRIVALS, Class, ECN, Engine, Fate, Kind, Owner, Row, State, rule_for};
 
 use super::{
     accept, common,
@@ -49,6 +49,10 @@ pub(super) fn unlisted(found: &[Found], held: &Held, engine: Engine) -> Result<V
 /// One row, without options.
 pub(super) fn row(socket: &Found, held: &Held, engine: Engine) -> Result<Row, Error> {
     let class = classify(socket, held);
+    let fate = match rule_for(class, engine).verdict.into() {
+        Fate::MovesWithout(what) => without(what, socket),
+        fate => fate,
+    };
     Ok(Row {
         kind: socket.kind,
         state: socket.state,
@@ -60,8 +64,22 @@ pub(super) fn row(socket: &Found, held: &Held, engine: Engine) -> Result<Row, Er
         wqueue: socket.wqueue,
         options: Vec::new(),
         class,
-        fate: rule_for(class, engine).verdict.into(),
+        fate,
     })
+}
+
+/// What a class moves without is no loss to a socket that does not have it.
+fn without(mut what: Vec<String>, socket: &Found) -> Fate {
+    what.retain(|what| match what.as_str() {
+        ECN => socket.ecn,
+        ARRIVALS => socket.rqueue > 0,
+        _ => true,
+    });
+    if what.is_empty() {
+        Fate::Moves
+    } else {
+        Fate::MovesWithout(what)
+    }
 }
 
 /// What the rules look at.

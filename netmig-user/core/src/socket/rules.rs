@@ -165,13 +165,18 @@ const ENGINE: [By; 3] = [By::Engine, By::Engine, By::Engine];
 const NOBODY: [By; 3] = [By::Nobody, By::Nobody, By::Nobody];
 const SELF_MADE: [By; 3] = [By::Netmig, By::Netmig, By::Netmig];
 
+/// What TCP_REPAIR does not carry; no loss where it was not negotiated.
+pub const ECN: &str = "ECN";
+/// What a datagram that is delivered again does not keep; no loss where none waits.
+pub const ARRIVALS: &str = "arrival times of queued datagrams";
+
 /// Every class under every engine.
 pub const RULES: &[Rule] = {
     use Class::*;
     use Engine::{Criu, Handoff};
     use Verdict::{Moves, Refused, Reset, Without};
     const QUEUED: &str = "an accept queue is carried from Linux 6.9 on; move when it is accepted";
-    const ECN: Verdict = Without(&["ECN"]);
+    const NO_ECN: Verdict = Without(&[ECN]);
     const NO_PORT: &str = "the port is not protected at the target";
     const RETRY: &str = "the peer repeats its SYN";
     const OPAQUE: &str = "the kernel does not let its state out; close it before the move";
@@ -179,9 +184,9 @@ pub const RULES: &[Rule] = {
     const ANEW: &str =
         "only TCP and UDP descriptors can be handed over; the program makes it anew at the target";
     &[
-        rule(TcpEstablished, Criu, TRIO, ECN),
-        rule(TcpCloseWait, Criu, TRIO, ECN),
-        rule(TcpShut, Criu, TRIO, ECN),
+        rule(TcpEstablished, Criu, TRIO, NO_ECN),
+        rule(TcpCloseWait, Criu, TRIO, NO_ECN),
+        rule(TcpShut, Criu, TRIO, NO_ECN),
         rule(
             TcpOrphan,
             Criu,
@@ -215,7 +220,7 @@ pub const RULES: &[Rule] = {
             UdpQueued,
             Criu,
             TRIO,
-            Without(&["arrival times of queued datagrams"]),
+            Without(&[ARRIVALS]),
         ),
         rule(
             UdpCorked,
@@ -227,7 +232,7 @@ pub const RULES: &[Rule] = {
             UdpLite,
             Criu,
             TRIO,
-            Without(&["arrival times of queued datagrams"]),
+            Without(&[ARRIVALS]),
         ),
         rule(
             Ping,
@@ -295,9 +300,9 @@ pub const RULES: &[Rule] = {
             NOBODY,
             Refused("CRIU does not know this address family"),
         ),
-        rule(TcpEstablished, Handoff, SELF_MADE, ECN),
-        rule(TcpCloseWait, Handoff, SELF_MADE, ECN),
-        rule(TcpShut, Handoff, SELF_MADE, ECN),
+        rule(TcpEstablished, Handoff, SELF_MADE, NO_ECN),
+        rule(TcpCloseWait, Handoff, SELF_MADE, NO_ECN),
+        rule(TcpShut, Handoff, SELF_MADE, NO_ECN),
         rule(
             TcpOrphan,
             Handoff,
@@ -360,7 +365,7 @@ pub const RULES: &[Rule] = {
             UdpQueued,
             Handoff,
             SELF_MADE,
-            Without(&["arrival times of queued datagrams"]),
+            Without(&[ARRIVALS]),
         ),
         rule(
             UdpCorked,
