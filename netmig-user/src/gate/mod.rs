@@ -19,6 +19,7 @@ mod netlink;
 mod object;
 mod record;
 mod shared;
+pub mod status;
 #[cfg(test)]
 mod tests;
 mod word;
@@ -248,6 +249,12 @@ impl Gate {
     /// Where the gate stands.
     pub fn points(&self) -> impl Iterator<Item = &Point> {
         self.records.iter().map(|r| &r.point)
+    }
+
+    /// Which move it belongs to.
+    #[must_use]
+    pub fn mv(&self) -> MoveId {
+        self.mv
     }
 
     /// Which end of the move this is.
