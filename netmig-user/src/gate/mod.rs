@@ -15,6 +15,8 @@ mod attachment;
 mod drain;
 mod error;
 pub mod hold;
+#[cfg(feature = "aya-log")]
+mod log;
 mod netlink;
 mod object;
 mod record;
@@ -92,6 +94,8 @@ impl Gate {
             for point in points {
                 gate.add_via(point, via)?;
             }
+            #[cfg(feature = "aya-log")]
+            gate.tell_log();
             Ok(gate)
         })();
         if attached.is_err() {
