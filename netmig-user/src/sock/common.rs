@@ -38,6 +38,7 @@ pub(super) fn dump(
         settings: fresh
             .differing(fd, sort(socket), socket.v6)
             .on("reading options", socket)?,
+        keys: socket.keys.clone(),
     })
 }
 

@@ -22,7 +22,7 @@ use super::{
     common,
     diag::Found,
     error::{Error, On},
-    nexthop,
+    md5, nexthop,
     option::{self, Refused, When},
     repair::Repair,
     tcp::{Info, Kernels},
@@ -109,6 +109,7 @@ pub(super) fn restore(
             source,
         });
     }
+    md5::set(fd, common, &name)?;
     let repair = Repair::enter(fd, common.reuseaddr, &name)?;
     repair.set_seq(TCP_SEND_QUEUE, connecting.isn)?;
     repair.queue(TCP_NO_QUEUE)?;
@@ -172,6 +173,7 @@ mod tests {
                 rcvbuf: 0,
                 buf_lock: 0,
                 settings: Vec::new(),
+                keys: Vec::new(),
             },
             local: end,
             peer: end,

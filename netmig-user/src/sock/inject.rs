@@ -9,10 +9,10 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use netmig_core::image::v1::sock::{Datagram, Endpoint, Tcp, TcpState};
+use netmig_core::image::v1::sock::{Datagram, Endpoint, Key, Tcp, TcpState};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket};
 
-use super::common;
+use super::{common, md5};
 use crate::sys::sockopt;
 
 const ACK: u8 = 0x10;
@@ -21,6 +21,8 @@ const PSH: u8 = 0x08;
 const PROTO_TCP: u8 = 6;
 const PROTO_UDP: u8 = 17;
 const PROTO_UDPLITE: u8 = 136;
+/// Bytes of the TCP-MD5 option, padded.
+const SIGNATURE: usize = 20;
 /// A socket may demand a high hop limit (IP_MINTTL, IPV6_MINHOPCOUNT).
 const HIGHEST: Hops = Hops { ttl: 255, tos: 0 };
 
@@ -87,7 +89,10 @@ impl Injector {
     /// timer: restored segments carry no send time, so RACK never finds them lost.
     pub(super) fn resend(&mut self, tcp: &Tcp, stamp: u32, flight: &[u8]) -> io::Result<()> {
         let mut seq = tcp.snd_una;
-        for payload in flight.chunks(tcp.snd_mss.max(1) as usize) {
+        // mss_cache leaves no room for a signature: the stack finds that out for each segment (tcp_current_mss).
+        let signature = md5::key_for(&tcp.common, tcp.peer.ip).map_or(0, |_| SIGNATURE);
+        let most = (tcp.snd_mss as usize).saturating_sub(signature).max(1);
+        for payload in flight.chunks(most) {
             match self.peer(tcp, stamp, seq, payload) {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) => {
                     return Ok(());
@@ -121,6 +126,7 @@ impl Injector {
             flags: ACK,
             stamps: tcp.timestamps.then(|| (stamp, tcp.ts_recent.unwrap_or(0))),
             payload,
+            key: md5::key_for(&tcp.common, tcp.peer.ip),
         };
         self.send(
             segment.from,
@@ -194,6 +200,7 @@ impl Injector {
                 .filter(|_| tcp.timestamps)
                 .map(|newest| (newest, 0)),
             payload,
+            key: md5::key_for(&tcp.common, tcp.peer.ip),
         };
         self.send(
             segment.from,
@@ -264,12 +271,19 @@ struct Segment<'a> {
     /// tsval, tsecr.
     stamps: Option<(u32, u32)>,
     payload: &'a [u8],
+    /// Signs it.
+    key: Option<&'a Key>,
 }
 
 impl Segment<'_> {
     fn bytes(&self) -> Vec<u8> {
-        let words: u8 = if self.stamps.is_some() { 8 } else { 5 };
-        let mut t = Vec::with_capacity(32 + self.payload.len());
+        let mut options = if self.stamps.is_some() { 12 } else { 0 };
+        let stamped = 20 + options;
+        if self.key.is_some() {
+            options += SIGNATURE;
+        }
+        let words = (20 + options) as u8 / 4;
+        let mut t = Vec::with_capacity(20 + options + self.payload.len());
         t.extend_from_slice(&self.from.port.to_be_bytes());
         t.extend_from_slice(&self.to.port.to_be_bytes());
         t.extend_from_slice(&self.seq.to_be_bytes());
@@ -282,7 +296,15 @@ impl Segment<'_> {
             t.extend_from_slice(&tsval.to_be_bytes());
             t.extend_from_slice(&tsecr.to_be_bytes());
         }
+        if self.key.is_some() {
+            t.extend_from_slice(&[1, 1, 19, 18]);
+            t.extend_from_slice(&[0; 16]);
+        }
         t.extend_from_slice(self.payload);
+        if let Some(key) = self.key {
+            let digest = md5::digest(self.from.ip, self.to.ip, &t, options, key);
+            t[stamped + 4..stamped + SIGNATURE].copy_from_slice(&digest);
+        }
         let sum = checksum(self.from.ip, self.to.ip, PROTO_TCP, &t);
         t[16..18].copy_from_slice(&sum.to_be_bytes());
         t
@@ -375,6 +397,7 @@ mod tests {
             flags: ACK | FIN,
             stamps,
             payload,
+            key: None,
         };
         let bytes = segment.bytes();
         let packet =

@@ -16,6 +16,7 @@ mod inject;
 mod kept;
 mod listen;
 mod make;
+mod md5;
 mod nexthop;
 pub mod option;
 mod pair;

@@ -127,7 +127,6 @@ fn tcp(socket: &Found, owned: bool) -> Class {
         _ if socket.inode == 0 => Class::TcpOrphan,
         _ if !owned => Class::TcpElsewhere,
         _ if !socket.ulp.is_empty() => Class::TcpUlp,
-        _ if socket.signed => Class::TcpSigned,
         State::Established => Class::TcpEstablished,
         State::CloseWait => Class::TcpCloseWait,
         State::FinWait1 | State::FinWait2 | State::Closing | State::LastAck => Class::TcpShut,

@@ -22,6 +22,7 @@ use super::{
     common,
     diag::{Found, Name},
     error::{Error, On},
+    md5,
     option::{self, Refused, When},
     repair::{self, Repair, write},
 };
@@ -188,6 +189,7 @@ pub(super) fn rebuild(
             .on("setting SO_BINDTODEVICE", &name)?;
     }
     let mut refused = option::apply(fd, &common.settings, When::First, &name);
+    md5::set(fd, common, &name)?;
 
     let repair = Repair::enter(fd, common.reuseaddr, &name)?;
     force_buffers(fd, tcp, &name)?;

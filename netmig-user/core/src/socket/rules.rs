@@ -32,8 +32,6 @@ pub enum Class {
     TcpClosed,
     /// TCP with an upper-layer protocol (kTLS, ...) that the kernel does not let out.
     TcpUlp,
-    /// TCP with MD5 signatures.
-    TcpSigned,
     /// TCP that carries a path of an MPTCP connection.
     MptcpPath,
     /// TCP that no process of the container holds although it has an inode: another process has it, or it is under way in a message.
@@ -201,12 +199,6 @@ pub const RULES: &[Rule] = {
         rule(TcpListen, Criu, ENGINE, Moves),
         rule(TcpClosed, Criu, ENGINE, Moves),
         rule(TcpUlp, Criu, NOBODY, Refused(OPAQUE)),
-        rule(
-            TcpSigned,
-            Criu,
-            NOBODY,
-            Refused("its MD5 keys are not carried; close it before the move"),
-        ),
         rule(MptcpPath, Criu, NOBODY, Refused(MPTCP)),
         rule(
             TcpElsewhere,
@@ -331,12 +323,6 @@ pub const RULES: &[Rule] = {
             Handoff,
             NOBODY,
             Reset("the kernel does not let its state out, so it cannot be handed over"),
-        ),
-        rule(
-            TcpSigned,
-            Handoff,
-            NOBODY,
-            Reset("its MD5 keys are not carried, so it cannot be handed over"),
         ),
         rule(
             MptcpPath,

@@ -11,7 +11,7 @@ use netmig_core::{
 };
 
 use super::{Found, INET_DIAG_SHUTDOWN, Name, ask, attributes, dump, open, say, text, u32_at};
-use crate::sock::{error::Error, flows::Seen};
+use crate::sock::{error::Error, flows::Seen, md5};
 
 /// TCP sockets alone.
 pub(in crate::sock) fn tcp() -> Result<Vec<Found>, Error> {
@@ -180,7 +180,7 @@ pub(super) fn inet(kind: Kind, body: &[u8]) -> Option<Found> {
                     .get(5)
                     .is_some_and(|options| options & TCPI_OPT_ECN != 0);
             }
-            INET_DIAG_MD5SIG => found.signed = !value.is_empty(),
+            INET_DIAG_MD5SIG => found.keys = md5::keys(value)?,
             INET_DIAG_ULP_INFO => {
                 let name = attributes(value).find(|(k, _)| *k == INET_ULP_INFO_NAME);
                 found.ulp = name.map(|(_, v)| text(v)).unwrap_or_default();

@@ -5,7 +5,7 @@ use std::{fmt, io};
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 use netmig_core::{
-    image::v1::sock::Endpoint,
+    image::v1::sock::{Endpoint, Key},
     socket::{Kind, State},
 };
 
@@ -29,8 +29,8 @@ pub(super) struct Found {
     pub ulp: String,
     /// sk_shutdown: bit 0 reading, bit 1 writing.
     pub shutdown: u8,
-    /// TCP_MD5SIG keys are set.
-    pub signed: bool,
+    /// TCP_MD5SIG.
+    pub keys: Vec<Key>,
     /// Inode of the other end of a unix socket.
     pub unix_peer: Option<u64>,
     /// The kernel's own.
@@ -103,7 +103,7 @@ impl Found {
             wqueue: 0,
             ulp: String::new(),
             shutdown: 0,
-            signed: false,
+            keys: Vec::new(),
             unix_peer: None,
             kernel: false,
             ecn: false,

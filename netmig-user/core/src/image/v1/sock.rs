@@ -122,6 +122,29 @@ pub struct Common {
     pub buf_lock: i32,
     /// Other options.
     pub settings: Vec<Setting>,
+    /// TCP_MD5SIG.
+    pub keys: Vec<Key>,
+}
+
+/// Longest TCP-MD5 key, bytes (TCP_MD5SIG_MAXKEYLEN).
+pub const KEY_LIMIT: usize = 80;
+
+/// A TCP-MD5 key (RFC 2385).
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// Peers that it is for.
+    pub ip: IpAddr,
+    /// How many bits of `ip` count.
+    pub prefix: u8,
+    /// The key itself.
+    pub key: Vec<u8>,
+}
+
+impl fmt::Debug for Key {
+    /// Without the key: it is a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key for {}/{}", self.ip, self.prefix)
+    }
 }
 
 /// State of a TCP connection with a descriptor.
@@ -381,6 +404,16 @@ impl Sockets {
     pub fn check(&self) -> Result<(), Impossible> {
         let mut holders = HashSet::new();
         let mut held = |name: String, common: &Common| {
+            let long = common.keys.iter().any(|key| {
+                let bits = if key.ip.is_ipv4() { 32 } else { 128 };
+                key.key.len() > KEY_LIMIT || key.prefix > bits
+            });
+            if long {
+                return Err(Impossible {
+                    socket: name,
+                    what: "a key is longer than keys are, or its prefix than its address",
+                });
+            }
             let fresh = common.holders.iter().all(|h| holders.insert(*h));
             match (common.holders.is_empty(), fresh) {
                 (true, _) => Err(Impossible {
