@@ -7,7 +7,7 @@ mod rules;
 mod table;
 
 pub use kind::{Kind, State};
-pub use rules::{ARRIVALS, By, ECN, Class, Engine, RULES, Rule, Verdict, rule_for};
+pub use rules::{ARRIVALS, By, Class, ECN, Engine, RULES, Rule, Verdict, rule_for};
 pub use table::Table;
 
 use serde::{Deserialize, Serialize};

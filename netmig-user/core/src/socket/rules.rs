@@ -208,24 +208,14 @@ pub const RULES: &[Rule] = {
         ),
         rule(Mptcp, Criu, NOBODY, Refused(MPTCP)),
         rule(Udp, Criu, TRIO, Moves),
-        rule(
-            UdpQueued,
-            Criu,
-            TRIO,
-            Without(&[ARRIVALS]),
-        ),
+        rule(UdpQueued, Criu, TRIO, Without(&[ARRIVALS])),
         rule(
             UdpCorked,
             Criu,
             NOBODY,
             Refused("CRIU refuses a corked datagram; move when it is sent"),
         ),
-        rule(
-            UdpLite,
-            Criu,
-            TRIO,
-            Without(&[ARRIVALS]),
-        ),
+        rule(UdpLite, Criu, TRIO, Without(&[ARRIVALS])),
         rule(
             Ping,
             Criu,
@@ -347,12 +337,7 @@ pub const RULES: &[Rule] = {
             ),
         ),
         rule(Udp, Handoff, SELF_MADE, Moves),
-        rule(
-            UdpQueued,
-            Handoff,
-            SELF_MADE,
-            Without(&[ARRIVALS]),
-        ),
+        rule(UdpQueued, Handoff, SELF_MADE, Without(&[ARRIVALS])),
         rule(
             UdpCorked,
             Handoff,
