@@ -60,6 +60,29 @@ impl Waiting {
         }
     }
 
+    /// `inspect` says of each what will become of it, as a table and as JSON.
+    fn is_listed(&self) {
+        let inspect = ["netmig-user", "inspect", "--podman", "web"];
+        let table = self.story.a().run(&inspect).expect("a table");
+        let of = |state: &str| {
+            let rows = table
+                .lines()
+                .map(|line| line.split_whitespace().collect::<Vec<_>>());
+            rows.filter(|words| words.first() == Some(&"tcp") && words.contains(&state))
+                .filter(|words| words.last() == Some(&"moves"))
+                .count()
+        };
+        // Of the clients four have ended; a connection to redis may be there too.
+        assert_eq!((of("close-wait"), of("syn-sent")), (4, 1), "{table}");
+        let json = [&inspect[..], &["--json"]].concat();
+        let json = self.story.a().run(&json).expect("JSON");
+        let json: Value = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(json["schema"], "netmig.inspect/1");
+        let rows = json["sockets"].as_array().expect("sockets");
+        let waiting = rows.iter().filter(|row| row["class"] == "tcp-embryo");
+        assert_eq!(waiting.count(), CLIENTS, "{json:#}");
+    }
+
     /// What the servers have to say.
     fn told(&self, host: &dyn Host) -> String {
         let log = Cmd::new(["podman", "logs", "--all"]).arg("web");
@@ -104,6 +127,7 @@ fn fates(ended: &Ended, class: &str) -> Vec<Value> {
 #[test]
 fn what_waits_for_a_process_moves_there_and_back() {
     let waiting = Waiting::up("waiting");
+    waiting.is_listed();
     for from in [waiting.story.a(), waiting.story.b()] {
         let ended = waiting.story.moves(from, &waiting.container);
         assert_eq!(fates(&ended, "tcp-embryo"), vec!["moves"; CLIENTS]);
