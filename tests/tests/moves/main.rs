@@ -12,3 +12,4 @@ mod machines;
 mod pairs;
 mod refusals;
 mod story;
+mod waiting;
