@@ -11,7 +11,8 @@ use netmig_common::{
 use crate::{
     drain,
     maps::{HOLDS, MODE, ORDER, SETTINGS, TALLIES},
-    packet,
+    packet::{self, Packet, WHOLE},
+    tcp::Segment,
 };
 
 /// Not `TC_ACT_OK`: what other programs and filters do at the device goes on as if the gate were not there.
@@ -162,10 +163,16 @@ fn closed(ctx: &TcContext, direction: Direction, tally: &mut Tally, word: u64) -
         return pass(ctx, tally);
     }
     let mut key = FlowKey::default();
-    let protocol = packet::parse(ctx, direction, &mut key).protocol;
+    let packet = packet::parse(ctx, direction, &mut key);
+    let protocol = packet.protocol;
     let neighbour = protocol == Protocol::Neighbour as u32;
     if speaks && neighbour {
         tally.neighbours += 1;
+        return pass(ctx, tally);
+    }
+    // What the container's stack has acknowledged it has, and its tasks, or the target's, will read it: an ACK that was still delayed when
+    // the gate closed must not be missing.
+    if speaks && matches!(direction, Direction::Outbound) && is_pure_ack(ctx, &packet) {
         return pass(ctx, tally);
     }
     // Nobody needs to hear old requests of the link layer.
@@ -192,6 +199,13 @@ fn is_answer(ctx: &TcContext) -> bool {
     }
     skb.mark = 0;
     true
+}
+
+#[inline(always)]
+fn is_pure_ack(ctx: &TcContext, packet: &Packet) -> bool {
+    packet.trouble == WHOLE
+        && packet.protocol == Protocol::Tcp as u32
+        && Segment::load(ctx, packet).is_ok_and(|segment| segment.is_pure_ack())
 }
 
 /// Lets the packet come in at the device whose index is in `cb[0]`, as if the container had sent it there. Run by user space

@@ -12,7 +12,7 @@ use std::{
 use netmig_core::image::v1::sock::{Datagram, Endpoint, Tcp, TcpState};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket};
 
-use super::common;
+use super::{common, live::Live};
 use crate::sys::sockopt;
 
 const ACK: u8 = 0x10;
@@ -54,6 +54,21 @@ impl Injector {
     /// is right in every field (tcp_send_dupack). At most one in 500 ms for a socket (tcp_oow_rate_limited).
     pub(super) fn keepalive(&mut self, tcp: &Tcp) -> io::Result<()> {
         self.own(tcp, tcp.rcv_nxt.wrapping_sub(1), tcp.snd_una, 0, ACK)
+    }
+
+    /// The same from before the last window that was announced, so that it is old also where an ACK is still delayed.
+    pub(super) fn old(&mut self, live: &Live) -> io::Result<()> {
+        let segment = Segment {
+            from: live.peer,
+            to: live.local,
+            seq: live.rcv_wup.wrapping_sub(1),
+            ack: live.snd_una,
+            window: 0,
+            flags: ACK,
+            stamps: None,
+            payload: &[],
+        };
+        self.send(segment.from, segment.to, PROTO_TCP, &segment.bytes())
     }
 
     /// Asks the peer for its ACK and window: one byte of old data, seq = snd_una - 1, which it drops and answers. The stack's own probe

@@ -12,6 +12,7 @@ mod holders;
 mod inject;
 mod kept;
 mod listen;
+mod live;
 mod make;
 pub mod option;
 mod pair;
@@ -34,6 +35,7 @@ pub use self::{
     flows::{Flow, flows},
     holders::Place,
     kept::Kept,
+    live::{Live, Widened, live, received, tell_windows, widen},
     make::{Made, make, portable},
     rebuilt::{Opened, Rebuilt},
     room::{Room, Rooms},

@@ -63,6 +63,15 @@ impl Rebuilt {
     /// # Errors
     /// The first step that failed; the others were done all the same.
     pub fn open(&self) -> Result<Opened, Error> {
+        self.open_but(&|_| false)
+    }
+
+    /// [`Self::open`], but the peers of some connections are not told the window: that is to be done later ([`super::tell_windows`]), when
+    /// they have been given what was promised to their peers.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_but(&self, later: &(dyn Fn(&Tcp) -> bool + Sync)) -> Result<Opened, Error> {
         let inner = self.open_inner()?;
         let mut opened = within(&self.netns, || {
             let mut injector = Injector::default();
@@ -77,7 +86,8 @@ impl Rebuilt {
                     Err(e) => failed = failed.or(Some(e)),
                 }
             }
-            let opened = start(self.connections.iter().filter(|c| !c.inner), &mut injector);
+            let outer = self.connections.iter().filter(|c| !c.inner);
+            let opened = start(outer, &mut injector, later);
             match failed {
                 None => opened.map(|o| Opened { datagrams, ..o }),
                 Some(e) => Err(e),
@@ -100,6 +110,7 @@ impl Rebuilt {
             start(
                 self.connections.iter().filter(|c| c.inner),
                 &mut Injector::default(),
+                &|_| false,
             )
         })
     }
@@ -226,12 +237,13 @@ impl Rebuilt {
 fn start<'a>(
     connections: impl Iterator<Item = &'a Connection>,
     injector: &mut Injector,
+    later: &dyn Fn(&Tcp) -> bool,
 ) -> Result<Opened, Error> {
     let mut opened = Opened::default();
     let mut failed = None;
     for c in connections {
         opened.connections += 1;
-        match c.start(injector) {
+        match c.start(injector, later(&c.tcp)) {
             Ok(probed) => opened.probed += usize::from(probed),
             Err(e) => failed = failed.or(Some(e)),
         }
@@ -240,7 +252,7 @@ fn start<'a>(
 }
 
 impl Connection {
-    fn start(&self, injector: &mut Injector) -> Result<bool, Error> {
+    fn start(&self, injector: &mut Injector, later: bool) -> Result<bool, Error> {
         let tcp = &self.tcp;
         let refused = option::apply(&self.fd, &tcp.common.settings, When::Open, tcp);
         // Which FIN came first decides between LAST_ACK and CLOSING.
@@ -268,7 +280,7 @@ impl Connection {
         }
         // An inner peer knows already. One that has sent its FIN sends no more; and that connection may be over by now, and would
         // answer with RST.
-        if !self.inner && !tcp.state.fin_received() {
+        if !self.inner && !later && !tcp.state.fin_received() {
             injector
                 .keepalive(tcp)
                 .on("making it tell its window", tcp)?;

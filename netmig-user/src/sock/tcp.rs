@@ -22,6 +22,7 @@ use super::{
     common,
     diag::{Found, Name},
     error::{Error, On},
+    live::Live,
     option::{self, Refused, When},
 };
 use crate::sys::sockopt::{
@@ -102,6 +103,60 @@ pub(super) fn refresh(fd: &OwnedFd, tcp: &mut Tcp) -> Result<(), Error> {
         sockopt::set_int(fd, SOL, SO_PEEK_OFF, peek).on("setting SO_PEEK_OFF back", &name)?;
     }
     read.and(left)
+}
+
+/// What a keeper has to know of a connection; none if it is not (or not only) established.
+pub(super) fn live(fd: &OwnedFd, local: Endpoint, peer: Endpoint) -> Result<Option<Live>, Error> {
+    let name = format!("tcp {local} -> {peer}");
+    // struct tcp_info: advmss at 84, bytes_received at 128.
+    let info: [u8; 136] = sockopt::read(fd, TCP, libc::TCP_INFO).on("reading TCP_INFO", &name)?;
+    let (options, scales) = (info[5], info[6]);
+    if State::from_kernel(info[0]) != State::Established {
+        return Ok(None);
+    }
+    let reuseaddr = sockopt::int(fd, SOL, libc::SO_REUSEADDR).on("reading SO_REUSEADDR", &name)?;
+    let repair = Repair::enter(fd, reuseaddr, &name)?;
+    let read = || -> Result<Live, Error> {
+        let [_, _, max_window, rcv_wnd, rcv_wup]: [u32; 5] =
+            sockopt::read(fd, TCP, libc::TCP_REPAIR_WINDOW)
+                .on("reading TCP_REPAIR_WINDOW", &name)?;
+        let stamp =
+            sockopt::read(fd, TCP, libc::TCP_TIMESTAMP).on("reading TCP_TIMESTAMP", &name)?;
+        repair.queue(TCP_SEND_QUEUE)?;
+        let write_seq = repair.seq()?;
+        let queued = sockopt::queue_len(fd, libc::TIOCOUTQ).on("reading SIOCOUTQ", &name)?;
+        let unsent = sockopt::queue_len(fd, libc::SIOCOUTQNSD as libc::Ioctl)
+            .on("reading SIOCOUTQNSD", &name)?;
+        repair.queue(TCP_RECV_QUEUE)?;
+        let rcv_nxt = repair.seq()?;
+        repair.queue(TCP_NO_QUEUE)?;
+        let [a, b, c, d] = [info[84], info[85], info[86], info[87]];
+        let mut received = [0; 8];
+        received.copy_from_slice(&info[128..]);
+        Ok(Live {
+            local: local.canonical(),
+            peer: peer.canonical(),
+            snd_una: write_seq.wrapping_sub(seq(queued)?),
+            snd_nxt: write_seq.wrapping_sub(seq(unsent)?),
+            rcv_nxt,
+            rcv_wup,
+            rcv_wnd,
+            max_window,
+            stamp: (options & 1 != 0).then_some(stamp),
+            rcv_wscale: if options & 4 != 0 { scales >> 4 } else { 0 },
+            rcv_mss: u32::from_ne_bytes([a, b, c, d]),
+            received: u64::from_ne_bytes(received),
+        })
+    };
+    let live = read();
+    repair.leave()?;
+    let live = live?;
+    if live.rcv_nxt != live.rcv_wup {
+        // An ACK is delayed: it leaves now, and the socket goes on as before (__tcp_sock_set_quickack: the low bit would keep it quick).
+        const NOW: i32 = 2;
+        sockopt::set_int(fd, TCP, libc::TCP_QUICKACK, NOW).on("setting TCP_QUICKACK", &name)?;
+    }
+    Ok(Some(live))
 }
 
 /// A socket in repair; leaves it when dropped, without a window probe.

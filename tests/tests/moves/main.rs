@@ -7,6 +7,7 @@ mod content;
 mod faults;
 mod handoff;
 mod hold;
+mod keeper;
 mod machines;
 mod pairs;
 mod refusals;

@@ -31,6 +31,8 @@ impl Steps {
         {
             left.push("the thread that copies files panicked".to_owned());
         }
+        // Whoever reads them has seen by then that the move is over.
+        drop(self.reading());
         let gate = self.take_gate();
         let kept = self.state().kept.take();
         if let Some(kept) = kept {
@@ -88,6 +90,7 @@ impl Steps {
         if let Err(e) = opened {
             left.push(format!("opening the gate: {e}"));
         }
+        left.extend(self.deliver_stored(gate));
         None
     }
 

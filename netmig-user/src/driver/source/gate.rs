@@ -69,10 +69,12 @@ impl Steps {
     /// Lets data in flight settle, for flows that carry bulk.
     pub fn drain(&self) -> Result<Done> {
         let netns = self.netns()?;
-        let bulk: Vec<_> = sock::flows(&netns)?
-            .into_iter()
-            .filter(|flow| flow.sends_bulk || flow.receives_bulk)
-            .collect();
+        let mut bulk = sock::flows(&netns)?;
+        if self.can_keep()? {
+            // What peers have in flight is owned when it comes, and they need not be stopped before.
+            bulk.iter_mut().for_each(|flow| flow.receives_bulk = false);
+        }
+        bulk.retain(|flow| flow.sends_bulk || flow.receives_bulk);
         if bulk.is_empty() {
             return Ok(Done::Drained);
         }
@@ -130,6 +132,7 @@ impl Steps {
         let steps = self.clone();
         state.copying = Some(thread::spawn(move || steps.copy_files(true)));
         drop(state);
+        self.keep();
         let steps = self.clone();
         thread::spawn(move || {
             let pause = steps.lease() / 4;
@@ -153,6 +156,10 @@ impl Steps {
 
     /// Compare-and-set in the gate.
     pub fn grant(&self) -> Result<Done> {
+        let hold = self.state().hold.clone();
+        if let Some(hold) = hold {
+            hold.seal()?;
+        }
         let mut state = self.state();
         if let Some(stop) = state.renewing.take() {
             stop.store(true, Ordering::SeqCst);

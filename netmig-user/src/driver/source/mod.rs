@@ -7,6 +7,7 @@ mod files;
 mod gate;
 mod hold;
 mod image;
+mod keeper;
 mod rate;
 mod steps;
 

@@ -65,6 +65,8 @@ pub struct Steps {
     pub(super) over: AtomicBool,
     /// Held while a step runs; an undo waits for it.
     pub(super) running: Mutex<()>,
+    /// Held while sockets are in repair.
+    pub(super) reading: Mutex<()>,
     pub(super) state: Mutex<State>,
 }
 
@@ -124,6 +126,7 @@ impl Steps {
             handle: Handle::current(),
             over: AtomicBool::new(false),
             running: Mutex::default(),
+            reading: Mutex::default(),
             state: Mutex::default(),
         }
     }
@@ -310,8 +313,11 @@ impl Steps {
                 ]
             }
         };
+        let alone = self.reading();
         let (sockets, kept) = sock::dump_under(&netns, &pids, engine)?;
         self.state().kept = Some(kept);
+        drop(alone);
+        self.keep_dumped(&sockets);
         Ok(Done::Dumped(Box::new(ToTarget::Sockets(Box::new(sockets)))))
     }
 }

@@ -4,6 +4,7 @@ mod engine;
 mod hold;
 mod image;
 mod images;
+mod keeper;
 mod prepare;
 mod steps;
 

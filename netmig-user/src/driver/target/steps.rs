@@ -24,7 +24,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{super::bulk::Arrived, Facts, Input, Made, hold::Hold};
+use super::{super::bulk::Arrived, Facts, Input, Made, hold::Hold, keeper::Before};
 use crate::{
     agent::{pace::Pace, paths},
     engine::{self, Engine, criu::hook::HookReply, job::Job, task},
@@ -223,6 +223,11 @@ impl Steps {
         let mut warnings = std::mem::take(&mut state.warnings);
         let hold = state.hold.as_ref();
         let hold = hold.filter(|_| state.made.init_pid.is_some());
+        let before = self.before(hold, &state.made, &state.sockets, &state.question);
+        let before = before.unwrap_or_else(|e| {
+            warnings.push(format!("what peers were promised is not known: {e:#}"));
+            Before::default()
+        });
         let in_order = self.open_gate(gate, hold, &mut warnings)?;
         let hold = hold.filter(|_| in_order);
         let init_pid = state
@@ -270,11 +275,21 @@ impl Steps {
             },
         };
         if let Some(rebuilt) = rebuilt
-            && let Err(e) = rebuilt.open()
+            && let Err(e) = rebuilt.open_but(&|tcp| before.has(tcp))
         {
             warnings.push(format!("opening the connections: {e}"));
         }
-        self.deliver_held(gate, hold, &netns, &mut warnings);
+        let promised = match self.deliver_stored(gate, &links, &question.network, before, &netns) {
+            Ok((promised, left)) => {
+                warnings.extend(left);
+                promised
+            }
+            Err(e) => {
+                warnings.push(format!("what peers were promised is not delivered: {e:#}"));
+                None
+            }
+        };
+        self.deliver_held(gate, hold, &netns, promised, &mut warnings);
         let open_us = state
             .granted
             .map_or(0, |granted| granted.elapsed().as_micros() as u64);
@@ -307,7 +322,7 @@ impl Steps {
 }
 
 /// The namespace of the restored container. Under `handoff` no process of the container need be in it.
-fn netns(container: &Container, init_pid: i32) -> Result<PathBuf> {
+pub(super) fn netns(container: &Container, init_pid: i32) -> Result<PathBuf> {
     match container.manager.engine() {
         socket::Engine::Criu => Ok(Path::new("/proc").join(init_pid.to_string()).join("ns/net")),
         socket::Engine::Handoff => container

@@ -33,7 +33,9 @@ impl Ack {
             frame.extend_from_slice(&self.key.container);
             frame.extend_from_slice(&self.key.peer);
         } else {
-            let mut header = [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            let mut header = [
+                0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            ];
             header[2..4].copy_from_slice(&(20 + length).to_be_bytes());
             header[12..16].copy_from_slice(&self.key.container[12..]);
             header[16..].copy_from_slice(&self.key.peer[12..]);

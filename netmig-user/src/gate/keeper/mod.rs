@@ -78,8 +78,6 @@ struct Flow {
     /// The last frame, which says how to reach the peer, and where its IP header begins.
     frame: Option<(Packet, usize)>,
     answered: bool,
-    /// The peer may send one segment.
-    trickles: bool,
     /// Reset by the peer, or signed after all.
     over: bool,
 }
@@ -105,7 +103,6 @@ impl Keeper {
                 echo: 0,
                 frame: None,
                 answered: false,
-                trickles: false,
                 over: false,
             };
             (key, flow)
@@ -148,14 +145,12 @@ impl Keeper {
 
     /// The answer to whatever came last of a connection, as a frame from the container.
     pub fn answer(&mut self, key: &FlowKey) -> Option<Vec<u8>> {
-        let flow = self.flows.get_mut(key)?;
-        flow.trickles = false;
-        flow.say(key, 0)
+        self.flows.get_mut(key)?.say(key, 0)
     }
 
     /// Answers that allow the peer one segment, for connections of which something is owned: it stays warm, and does not give up. Only as
     /// long as the segment fits what the container has announced.
-    pub fn trickle(&mut self) -> Vec<Vec<u8>> {
+    pub fn trickle(&mut self) -> Vec<(FlowKey, Vec<u8>)> {
         let sending = self.flows.iter_mut().filter(|(_, flow)| flow.owned > 0);
         let said = sending.filter_map(|(key, flow)| {
             let window = flow.known.rcv_mss >> flow.known.rcv_wscale;
@@ -166,8 +161,7 @@ impl Keeper {
             if flow.over || before(flow.known.edge, edge) {
                 return None;
             }
-            flow.trickles = true;
-            flow.say(key, window)
+            Some((*key, flow.say(key, window)?))
         });
         said.collect()
     }
@@ -240,9 +234,17 @@ impl Flow {
         if segment.payload == 0 {
             // A keepalive or a probe, both of which begin before what is expected. What is no probe is a pure ACK.
             let probe = before(segment.seq, self.next) && !segment.is_fin();
-            return if probe { Took::Answer(segment.key) } else { Took::Nothing };
+            return if probe {
+                Took::Answer(segment.key)
+            } else {
+                Took::Nothing
+            };
         }
-        let otherwise = if exact { Took::Answer(segment.key) } else { Took::Nothing };
+        let otherwise = if exact {
+            Took::Answer(segment.key)
+        } else {
+            Took::Nothing
+        };
         if !before(self.next, end) {
             // It has come before: the peer has not seen the answer.
             return Took::Answer(segment.key);

@@ -110,8 +110,7 @@ fn ipv4<'a>(bytes: &'a [u8], key: &mut FlowKey) -> Option<&'a [u8]> {
     if bytes[0] >> 4 != 4 || u16_at(bytes, 6)? & 0x3fff != 0 || *bytes.get(9)? != PROTO_TCP {
         return None;
     }
-    let address =
-        |at: usize| Some(FlowKey::mapped(bytes.get(at..at + 4)?.try_into().ok()?));
+    let address = |at: usize| Some(FlowKey::mapped(bytes.get(at..at + 4)?.try_into().ok()?));
     (key.peer, key.container) = (address(12)?, address(16)?);
     // Super-packets of more than 64 KiB say 0.
     let end = if total == 0 { bytes.len() } else { total };
@@ -126,7 +125,11 @@ fn ipv6<'a>(bytes: &'a [u8], key: &mut FlowKey) -> Option<&'a [u8]> {
     let address = |at: usize| bytes.get(at..at + 16)?.try_into().ok();
     (key.peer, key.container) = (address(8)?, address(24)?);
     let length = usize::from(u16_at(bytes, 4)?);
-    let end = if length == 0 { bytes.len() } else { 40 + length };
+    let end = if length == 0 {
+        bytes.len()
+    } else {
+        40 + length
+    };
     let mut next = *bytes.get(6)?;
     let mut rest = bytes.get(40..end)?;
     for _ in 0..DEEPEST {

@@ -8,7 +8,7 @@ use netmig_common::{Direction::Inbound, FlowKey, Mode, Side};
 
 use super::{
     lab::{Capture, FIRST, host_side, lab, reaches},
-    packets::{self, Ip, Outbound, Programs, TC_ACT_SHOT, read},
+    packets::{self, Ip, Outbound, Programs, TC_ACT_SHOT, TC_ACT_UNSPEC, read},
 };
 use crate::gate::{
     Gate,
@@ -105,7 +105,10 @@ fn answers(took: Took) -> bool {
 fn payload_in_order_is_owned_and_acknowledged_with_window_0() {
     for ip in [Ip::V4, Ip::V6] {
         let mut keeper = keeper(known());
-        let segment = Sent { ip, ..sent(0, 3001) };
+        let segment = Sent {
+            ip,
+            ..sent(0, 3001)
+        };
         assert_eq!(keeper.take(&segment.packet()), Took::Own(key(ip)));
         let answer = keeper.answer(&key(ip)).expect("an answer");
         assert_eq!(answer[..6], segment.frame()[6..12], "back to the sender");
@@ -183,16 +186,31 @@ fn what_must_not_be_answered_is_not() {
         ("RST", sent(-5, 0).with(|h| h.rst = true)),
         ("a SYN", sent(0, 5).with(|h| h.syn = true)),
         ("no ACK", sent(0, 5).with(|h| h.ack = false)),
-        ("an ACK of what was not sent", sent(0, 5).with(|h| h.acknowledgment_number = SENT + 1)),
-        ("an ACK from long ago", sent(0, 5).with(|h| h.acknowledgment_number = SENT - 70_000)),
-        ("no stamp", sent(0, 5).with(|h| h.set_options(&[]).expect("none"))),
+        (
+            "an ACK of what was not sent",
+            sent(0, 5).with(|h| h.acknowledgment_number = SENT + 1),
+        ),
+        (
+            "an ACK from long ago",
+            sent(0, 5).with(|h| h.acknowledgment_number = SENT - 70_000),
+        ),
+        (
+            "no stamp",
+            sent(0, 5).with(|h| h.set_options(&[]).expect("none")),
+        ),
         ("urgent", sent(0, 5).with(|h| h.urg = true)),
-        ("another connection", sent(0, 5).with(|h| h.source_port = 5001)),
-        ("MD5", sent(0, 5).with(|h| {
-            let mut option = [0; 20];
-            option[..2].copy_from_slice(&[19, 18]);
-            h.set_options_raw(&option).expect("room");
-        })),
+        (
+            "another connection",
+            sent(0, 5).with(|h| h.source_port = 5001),
+        ),
+        (
+            "MD5",
+            sent(0, 5).with(|h| {
+                let mut option = [0; 20];
+                option[..2].copy_from_slice(&[19, 18]);
+                h.set_options_raw(&option).expect("room");
+            }),
+        ),
     ];
     for (what, segment) in others {
         let mut keeper = keeper(known());
@@ -229,7 +247,10 @@ fn a_hole_waits_until_the_sockets_were_read_for_certain() {
         read(&answer).header.acknowledgment_number,
         SEQ.wrapping_add(400)
     );
-    assert!(owns(keeper.take(&sent(300, 100 + 600).packet())), "overlaps");
+    assert!(
+        owns(keeper.take(&sent(300, 100 + 600).packet())),
+        "overlaps"
+    );
     assert_eq!(keeper.promises()[0].next, SEQ.wrapping_add(1000));
 }
 
@@ -247,7 +268,10 @@ fn a_socket_that_went_back_is_not_spoken_for() {
 #[test]
 fn nothing_beyond_the_announced_edge_is_owned() {
     let mut keeper = keeper(known());
-    assert!(owns(keeper.take(&sent(0, ROOM as usize).packet())), "to the edge");
+    assert!(
+        owns(keeper.take(&sent(0, ROOM as usize).packet())),
+        "to the edge"
+    );
     let beyond = sent(ROOM as i32, 1).with(|h| stamped(h, 401));
     assert!(answers(keeper.take(&beyond.packet())), "a probe");
     let answer = keeper.answer(&key(Ip::V4)).expect("an answer");
@@ -285,7 +309,7 @@ fn who_has_sent_may_send_a_segment_now_and_then() {
     keeper.take(&sent(-1, 0).packet());
     assert!(keeper.trickle().is_empty(), "it has sent nothing");
     assert!(owns(keeper.take(&sent(0, 700).packet())));
-    let [answer] = &keeper.trickle()[..] else {
+    let [(_, answer)] = &keeper.trickle()[..] else {
         panic!("one answer")
     };
     let header = read(answer).header;
@@ -370,15 +394,41 @@ fn an_answer_leaves_as_the_containers_own_until_the_grant() {
 }
 
 #[test]
-fn what_has_no_mark_is_no_answer() {
+fn closed_lets_the_containers_own_acks_pass_until_the_grant() {
     lab(|lab| {
         let gate = lab.gate(Side::Source, Mode::Closed);
         let programs = Programs::open(&lab.pins("gate"));
-        let mut header = TcpHeader::new(80, 5000, SENT, 0);
-        header.ack = true;
-        let packet = packets::tcp(Ip::V4, Outbound, &header, b"");
-        assert_eq!(programs.run(Outbound, &packet).0, TC_ACT_SHOT);
+        let mut ack = TcpHeader::new(80, 5000, SENT, 0);
+        ack.ack = true;
+        let all = |change: &dyn Fn(&mut TcpHeader), payload: &[u8]| {
+            let mut header = ack.clone();
+            change(&mut header);
+            let run = |d, ip| programs.run(d, &packets::tcp(ip, d, &header, payload)).0;
+            (
+                run(Outbound, Ip::V4),
+                run(Outbound, Ip::V6),
+                run(Inbound, Ip::V4),
+            )
+        };
+        let passes = (TC_ACT_UNSPEC, TC_ACT_UNSPEC, TC_ACT_SHOT);
+        let shut = (TC_ACT_SHOT, TC_ACT_SHOT, TC_ACT_SHOT);
+        assert_eq!(all(&|_| {}, b""), passes);
+        assert_eq!(all(&|_| {}, b"x"), shut);
+        assert_eq!(all(&|h| h.fin = true, b""), shut);
+        assert_eq!(all(&|h| h.rst = true, b""), shut);
+        assert_eq!(all(&|h| h.syn = true, b""), shut);
+        assert_eq!(all(&|h| h.ack = false, b""), shut);
+        gate.grant(FIRST).expect("granted");
+        assert_eq!(all(&|_| {}, b""), shut);
         assert_eq!(gate.counters().expect("counters").outbound.answered, 0);
+    });
+    lab(|lab| {
+        let _gate = lab.gate(Side::Target, Mode::Closed);
+        let programs = Programs::open(&lab.pins("gate"));
+        let mut ack = TcpHeader::new(80, 5000, SENT, 0);
+        ack.ack = true;
+        let packet = packets::tcp(Ip::V4, Outbound, &ack, b"");
+        assert_eq!(programs.run(Outbound, &packet).0, TC_ACT_SHOT);
     });
 }
 
