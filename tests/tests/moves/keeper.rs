@@ -2,6 +2,7 @@
 use std::{thread, time::Duration};
 
 use netmig_lab::{
+    Host,
     peers::{Kind, Outcome},
     workload::Client,
 };
@@ -156,4 +157,41 @@ fn what_was_acknowledged_is_delivered_where_the_container_stays() {
     let (again, _) = sent_again(&outcomes);
     assert!(again < CONNECTIONS, "{again}");
     kept.story.nothing_is_left();
+}
+
+/// The agent that dies knows what was promised; the next one finds it in a file.
+fn survives_its_agent(kept: &Kept, host: &dyn Host, moment: &str) -> Vec<Outcome> {
+    let loaded = kept.load();
+    let mut catcher = Catcher::set(host, moment, "agent");
+    let ended = kept.story.migrate(kept.story.a(), &kept.container, &[]);
+    catcher.caught();
+    kept.story.no_move_is_left();
+    thread::sleep(AROUND);
+    let outcomes = loaded.end_clean();
+    println!("agent killed at {moment}: {}", ended.outcome());
+    kept.story.nothing_is_left();
+    outcomes
+}
+
+#[test]
+fn what_was_acknowledged_outlives_the_agents() {
+    let kept = Kept::up("keeper-crash");
+    let delivered = |host: &dyn Host, who: &str| {
+        let log = host
+            .run(&["cat", "/run/netmig/agent.log"])
+            .expect("the agents' log");
+        assert!(log.contains(who), "{who}:\n{log}");
+    };
+    survives_its_agent(&kept, kept.story.a(), "post-dump");
+    kept.story.lives_only_on(kept.story.a(), &kept.container);
+    delivered(
+        kept.story.a(),
+        "delivering what an earlier agent has acknowledged",
+    );
+    survives_its_agent(&kept, kept.story.b(), "pre-resume");
+    kept.story.lives_only_on(kept.story.b(), &kept.container);
+    delivered(
+        kept.story.b(),
+        "delivering what an earlier agent has taken from the source",
+    );
 }
