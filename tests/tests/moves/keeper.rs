@@ -1,14 +1,18 @@
 //! The keeper: while the container is on its way somebody answers for it, so peers neither send again nor slow down nor give up.
-use std::{thread, time::Duration};
+use std::{
+    io::{BufRead as _, BufReader, Read, Write as _},
+    thread,
+    time::Duration,
+};
 
 use netmig_lab::{
-    Host,
+    Cmd, Host, Input, Process,
     peers::{Kind, Outcome},
     workload::Client,
 };
 use serde_json::Value;
 
-use crate::faults::Catcher;
+use crate::faults::{AGENT, Catcher, Going, kill};
 use crate::story::{Container, Ended, How, Loaded, Story};
 
 const AROUND: Duration = Duration::from_millis(700);
@@ -194,4 +198,61 @@ fn what_was_acknowledged_outlives_the_agents() {
         kept.story.b(),
         "delivering what an earlier agent has taken from the source",
     );
+}
+
+/// Peers that give up after three seconds.
+const IMPATIENT: &str = include_str!("impatient.py");
+
+struct Impatient {
+    process: Process,
+    lines: BufReader<Box<dyn Read + Send>>,
+}
+
+impl Impatient {
+    fn start(kept: &Kept) -> Self {
+        let peer = kept.story.peer();
+        peer.write("/tmp/impatient.py", IMPATIENT.as_bytes(), 0o755)
+            .expect("written");
+        let ip = kept.container.ipv4();
+        let command = Cmd::new(["python3", "/tmp/impatient.py", &ip, "6379"]);
+        let mut process = peer.spawn(&command.stdin(Input::Pipe)).expect("a peer");
+        let mut lines = BufReader::new(process.stdout.take().expect("its output"));
+        let mut line = String::new();
+        lines.read_line(&mut line).expect("a line");
+        assert_eq!(line.trim(), "ready");
+        Self { process, lines }
+    }
+
+    /// Every request was answered, and the silent connection lives.
+    fn end(mut self) {
+        let mut stdin = self.process.stdin.take().expect("its input");
+        stdin.write_all(b"\n").expect("told");
+        let mut said = String::new();
+        self.lines.read_to_string(&mut said).expect("its output");
+        let mut errors = String::new();
+        if let Some(mut stderr) = self.process.stderr.take() {
+            stderr.read_to_string(&mut errors).expect("its errors");
+        }
+        assert!(said.starts_with("all "), "{said}{errors}");
+        println!("{said}");
+    }
+}
+
+#[test]
+fn a_long_blackout_is_harmless_to_peers_that_give_up_soon() {
+    let kept = Kept::up("keeper-long");
+    let source = kept.story.a();
+    let impatient = Impatient::start(&kept);
+    thread::sleep(AROUND);
+    let mut going = Going::start(&kept.story, source, &kept.container, &[]);
+    going.until("dump");
+    // The source waits for its target, and the peers for both.
+    kill(kept.story.b(), "STOP", AGENT);
+    thread::sleep(Duration::from_secs(7));
+    kill(kept.story.b(), "CONT", AGENT);
+    going.end();
+    kept.story.no_move_is_left();
+    kept.story.lives_only_on(kept.story.b(), &kept.container);
+    impatient.end();
+    kept.story.nothing_is_left();
 }
