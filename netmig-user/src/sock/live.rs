@@ -98,7 +98,7 @@ pub fn received(netns: &Path) -> Result<Vec<(Endpoint, Endpoint, u64)>, Error> {
     Ok(counts.collect())
 }
 
-fn outer() -> Result<Vec<super::flows::Seen>, Error> {
+pub(super) fn outer() -> Result<Vec<super::flows::Seen>, Error> {
     let mut all = diag::tcp_infos()?;
     let own: Vec<_> = all
         .iter()
@@ -106,6 +106,36 @@ fn outer() -> Result<Vec<super::flows::Seen>, Error> {
         .collect();
     all.retain(|seen| !own.contains(&(seen.peer.canonical().ip, seen.peer.port)));
     Ok(all)
+}
+
+/// Sends once more what connections have in flight, from the first byte on: what the closed gate has dropped would be sent again only by
+/// a timer, which has doubled all the while. The tasks are stopped, the gate is open. How many connections; goes on after an error and
+/// reports them all.
+pub fn resend(netns: &Path, pids: &[i32]) -> (usize, Vec<Error>) {
+    let (mut sent, mut failed) = (0, Vec::new());
+    let done = within(netns, || {
+        let held = Held::by(pids)?;
+        let mut injector = Injector::default();
+        for seen in outer()?.iter().filter(|seen| seen.unacked > 0) {
+            let Some(owners) = held.get(seen.inode) else {
+                continue;
+            };
+            let resent = held.duplicate(owners).and_then(|fd| {
+                let tcp = tcp::read(&fd, seen.inode, seen.local, seen.peer)?;
+                let stamp = tcp::stamp(&fd, &tcp)?;
+                injector
+                    .resend(&tcp, stamp, tcp::split(&tcp).0)
+                    .on("sending what was in flight once more", &tcp)
+            });
+            match resent {
+                Ok(()) => sent += 1,
+                Err(e) => failed.push(e),
+            }
+        }
+        Ok(())
+    });
+    failed.extend(done.err());
+    (sent, failed)
 }
 
 /// Receive buffers that take more than their programs wanted, until [`Widened::end`].

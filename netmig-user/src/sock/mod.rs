@@ -4,6 +4,7 @@
 //! gate is closed, through duplicates of their descriptors (pidfd_getfd) and TCP_REPAIR; nothing is left in repair.
 //! [`restore`] rebuilds the connections in the descriptors that the engine has made at the target, behind the closed gate, and
 //! [`Rebuilt::open`] starts them once the gate passes: no timer is waited for.
+mod calm;
 mod common;
 mod diag;
 mod error;
@@ -31,11 +32,12 @@ use netmig_core::{
 };
 
 pub use self::{
+    calm::{Calmed, calm, rouse, timers},
     error::Error,
     flows::{Flow, flows},
     holders::Place,
     kept::Kept,
-    live::{Live, Widened, live, received, tell_windows, widen},
+    live::{Live, Widened, live, received, resend, tell_windows, widen},
     make::{Made, make, portable},
     rebuilt::{Opened, Rebuilt},
     room::{Room, Rooms},

@@ -164,8 +164,11 @@ impl Promised {
             .keeper
             .answered()
             .iter()
-            .chain(&self.keeper.promises())
-            .filter_map(|p| self.live.get(&p.key).copied())
+            .map(|p| p.key)
+            .chain(self.keys.iter().copied())
+            .collect::<HashSet<_>>()
+            .iter()
+            .filter_map(|key| self.live.get(key).copied())
             .collect();
         if let Err(e) = sock::tell_windows(&self.netns, &told) {
             failed.push(e.to_string());

@@ -35,12 +35,14 @@ impl Steps {
         drop(self.reading());
         let gate = self.take_gate();
         let kept = self.state().kept.take();
+        let stopped = kept.is_some();
         if let Some(kept) = kept {
             left.extend(kept.undo().iter().map(ToString::to_string));
         }
         let returning = gate
             .as_ref()
             .and_then(|gate| self.reopen_gate(gate, &mut left));
+        left.extend(self.wake(stopped));
         self.state().reopened = Some(Instant::now());
         self.state().pace = None;
         // Of another move of the same container nothing may be touched.

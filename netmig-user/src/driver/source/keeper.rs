@@ -1,9 +1,11 @@
 //! The keeper at the source: begun when the gate has closed, sealed before the grant; what it has promised outlives the agent.
 use std::{
+    collections::HashMap,
+    fs, io,
     path::PathBuf,
     sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -29,14 +31,21 @@ impl Steps {
     /// Answers the peers from now on, beside what follows: whatever fails here, the move goes on without it.
     pub(super) fn keep(self: &Arc<Self>) {
         let steps = self.clone();
+        let closed = Instant::now();
         thread::spawn(move || {
             for (look, wait) in LOOKS.into_iter().enumerate() {
                 thread::sleep(wait);
-                match steps.look(look == 0) {
+                match steps.look(look == 0, closed) {
                     Ok(true) => {}
-                    Ok(false) => return,
-                    Err(e) => return warn!(mv = %steps.id, "peers are not answered: {e:#}"),
+                    Ok(false) => break,
+                    Err(e) => {
+                        warn!(mv = %steps.id, "peers are not answered: {e:#}");
+                        break;
+                    }
                 }
+            }
+            if let Err(e) = steps.calm() {
+                warn!(mv = %steps.id, "connections of the container may give up in a long blackout: {e:#}");
             }
         });
     }
@@ -50,7 +59,7 @@ impl Steps {
     }
 
     /// False if there is nothing to look at any more.
-    fn look(&self, first: bool) -> Result<bool> {
+    fn look(&self, first: bool, closed: Instant) -> Result<bool> {
         let container = self.container()?;
         let netns = self.netns()?;
         let hold = self.state().hold.clone();
@@ -62,6 +71,7 @@ impl Steps {
         if self.over.load(Ordering::SeqCst) || self.state().kept.is_some() {
             return Ok(false);
         }
+        let begun = Instant::now();
         let live = sock::live(&netns, &task::tasks(container.init_pid)?)?;
         drop(alone);
         if !first {
@@ -70,7 +80,10 @@ impl Steps {
         }
         let state = self.state();
         let gate = state.gate.as_ref().context("no gate stands")?;
+        let connections = live.len();
+        let took = begun.elapsed();
         hold.keep(gate, live, &self.owned())?;
+        info!(mv = %self.id, connections, ?took, after = ?closed.elapsed(), "peers are answered");
         Ok(true)
     }
 
@@ -81,6 +94,80 @@ impl Steps {
             let live: Vec<_> = sockets.tcp.iter().filter_map(Live::of).collect();
             hold.keep_again(&live, true);
         }
+    }
+
+    /// Switches off the timers by which the container's own connections would give up, and remembers them first.
+    fn calm(&self) -> Result<()> {
+        let container = self.container()?;
+        if container.manager.engine() != Engine::Criu {
+            return Ok(());
+        }
+        let netns = self.netns()?;
+        let _alone = self.reading();
+        if self.over.load(Ordering::SeqCst) || self.state().kept.is_some() {
+            return Ok(());
+        }
+        let pids = task::tasks(container.init_pid)?;
+        let timers = sock::timers(&netns, &pids)?;
+        if timers.is_empty() {
+            return Ok(());
+        }
+        let path = self.timers();
+        fs::write(&path, serde_json::to_vec(&timers)?)
+            .with_context(|| format!("writing {}", path.display()))?;
+        sock::calm(&netns, &pids, &timers)?;
+        self.state().calmed = timers;
+        Ok(())
+    }
+
+    /// Puts into the image what was switched off before it was made.
+    pub(super) fn as_calmed(&self, sockets: &mut Sockets) {
+        let calmed: HashMap<_, _> = self
+            .state()
+            .calmed
+            .iter()
+            .map(|timers| (hold::key(timers.local, timers.peer), *timers))
+            .collect();
+        for tcp in &mut sockets.tcp {
+            if let Some(timers) = calmed.get(&hold::key(tcp.local, tcp.peer)) {
+                timers.put_back(&mut tcp.common);
+            }
+        }
+    }
+
+    /// The container stays, and the gate is open: timers are what they were, also where an earlier agent has switched them off. If its tasks
+    /// are `stopped` still, its connections send again what the closed gate has dropped. What failed, in words.
+    pub(super) fn wake(&self, stopped: bool) -> Vec<String> {
+        let (Ok(container), Ok(netns)) = (self.container(), self.netns()) else {
+            return Vec::new();
+        };
+        let pids = match task::tasks(container.init_pid) {
+            Ok(pids) => pids,
+            Err(e) => return vec![e.to_string()],
+        };
+        let mut left = Vec::new();
+        if stopped {
+            let (_, failed) = sock::resend(&netns, &pids);
+            left.extend(failed.iter().map(ToString::to_string));
+        }
+        let path = self.timers();
+        let roused = match fs::read(&path) {
+            // It was never closed, or has no such timers.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e.into()),
+            Ok(bytes) => serde_json::from_slice::<Vec<sock::Calmed>>(&bytes)
+                .map_err(anyhow::Error::from)
+                .and_then(|timers| Ok(sock::rouse(&netns, &pids, &timers)?)),
+        };
+        if let Err(e) = roused.with_context(|| format!("timers as of {}", path.display())) {
+            left.push(format!("{e:#}"));
+        }
+        left
+    }
+
+    /// Where the timers lie that are off.
+    fn timers(&self) -> PathBuf {
+        paths::run(self.id).join("timers")
     }
 
     /// The right to put the container's sockets into repair.

@@ -92,6 +92,8 @@ pub(super) struct State {
     /// Under `handoff`: the helper, which holds what was handed over.
     pub(super) helper: Option<i32>,
     pub(super) kept: Option<sock::Kept>,
+    /// Timers of connections that are off.
+    pub(super) calmed: Vec<sock::Calmed>,
     pub(super) moment: Option<(hook::Action, oneshot::Sender<HookReply>)>,
     pub(super) dumped: Option<oneshot::Sender<HookReply>>,
     pub(super) pace: Option<Pace>,
@@ -314,7 +316,8 @@ impl Steps {
             }
         };
         let alone = self.reading();
-        let (sockets, kept) = sock::dump_under(&netns, &pids, engine)?;
+        let (mut sockets, kept) = sock::dump_under(&netns, &pids, engine)?;
+        self.as_calmed(&mut sockets);
         self.state().kept = Some(kept);
         drop(alone);
         self.keep_dumped(&sockets);
