@@ -20,6 +20,9 @@ pub const REDIRECTED: u32 = 0;
 /// Index in map `ORDER`: those of them that user space is done with, put in or given up.
 pub const DONE: u32 = 1;
 
+/// Index in map `ORDER`: those whose payload user space has acknowledged in the container's name. No program reads it.
+pub const OWNED: u32 = 2;
+
 /// Bit of [`Settings::drain`]: in `drain`, inbound datagrams go to the hold of their device, if it has one.
 pub const HOLD_DATAGRAMS: u32 = 1 << 2;
 

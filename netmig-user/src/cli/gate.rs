@@ -16,19 +16,35 @@ pub fn run(args: &args::Gate) -> Result<()> {
         }
         let gate = Gate::reopen(mv, &paths::pins(mv))
             .with_context(|| format!("opening the gate of move {mv}"))?;
-        gates.push((mv, gate.mode()?, gate.counters()?));
+        gates.push((mv, gate.mode()?, gate.counters()?, gate.order()));
     }
     if args.json {
         let rows: Vec<_> = gates
             .iter()
-            .map(|(mv, word, counters)| serde_json::json!({"move": mv.to_string(), "mode": format!("{word:?}"), "counters": format!("{counters:?}")}))
+            .map(|(mv, word, counters, order)| {
+                serde_json::json!({
+                    "move": mv.to_string(),
+                    "mode": format!("{word:?}"),
+                    "counters": format!("{counters:?}"),
+                    "held": order.redirected(),
+                    "waiting": order.pending(),
+                    "answered": counters.outbound.answered,
+                    "owned": order.owned(),
+                })
+            })
             .collect();
         println!("{}", serde_json::to_string_pretty(&rows)?);
     } else if gates.is_empty() {
         println!("no gate stands on this host");
     } else {
-        for (mv, word, counters) in gates {
-            println!("{mv}  {word:?}\n  {counters:?}");
+        for (mv, word, counters, order) in gates {
+            println!(
+                "{mv}  {word:?}\n  packets held {}, of these waiting {}, owned {}; peers answered {}\n  {counters:?}",
+                order.redirected(),
+                order.pending(),
+                order.owned(),
+                counters.outbound.answered
+            );
         }
     }
     Ok(())

@@ -143,7 +143,7 @@ impl Gate {
             side,
             pins: pins.to_owned(),
             word: Arc::new(Word::map(&object::map_data(pins, "MODE")?)?),
-            order: Arc::new(Shared::map(&object::map_data(pins, "ORDER")?, 2)?),
+            order: Arc::new(Shared::map(&object::map_data(pins, "ORDER")?, 3)?),
             settings: Mutex::new(object::map(pins, "SETTINGS")?),
             tallies: object::map(pins, "TALLIES")?,
             holds: Mutex::new(object::map(pins, "HOLDS")?),

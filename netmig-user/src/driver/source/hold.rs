@@ -183,7 +183,7 @@ impl Hold {
         for (link, point) in &self.points {
             answerers.insert(*link, gate.answerer(point)?);
         }
-        let mut keeping = Keeping::begin(live, answerers, path)?;
+        let mut keeping = Keeping::begin(live, answerers, self.shared.order.clone(), path)?;
         let mut kept = self.shared.kept();
         if kept.local || kept.granted {
             return Ok(());

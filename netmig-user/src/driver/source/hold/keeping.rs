@@ -9,7 +9,7 @@ use super::super::super::hold::{Promised, Store, known};
 use crate::{
     gate::{
         Answerer,
-        hold::{Packet, Queue},
+        hold::{Order, Packet, Queue},
         keeper::{Keeper, Took},
     },
     sock::Live,
@@ -24,6 +24,7 @@ pub(super) struct Keeping {
     live: Vec<Live>,
     answerers: HashMap<u16, Answerer>,
     store: Store,
+    order: Order,
     /// Where each connection's packets come in.
     links: HashMap<FlowKey, u16>,
     /// Owned and not stored yet.
@@ -48,6 +49,7 @@ impl Keeping {
     pub(super) fn begin(
         live: Vec<Live>,
         answerers: HashMap<u16, Answerer>,
+        order: Order,
         path: &Path,
     ) -> Result<Self> {
         let store = Store::create(path).with_context(|| format!("making {}", path.display()))?;
@@ -56,6 +58,7 @@ impl Keeping {
             live,
             answerers,
             store,
+            order,
             links: HashMap::new(),
             fresh: Vec::new(),
             owned: Vec::new(),
@@ -120,6 +123,7 @@ impl Keeping {
                 self.over = true;
                 return;
             }
+            self.order.own(self.fresh.len() as u64);
             self.owned.append(&mut self.fresh);
         }
         for key in std::mem::take(&mut self.waiting) {
