@@ -17,10 +17,13 @@ mod drain;
 mod error;
 pub mod hold;
 pub mod keeper;
+#[cfg(feature = "aya-log")]
+mod log;
 mod netlink;
 mod object;
 mod record;
 mod shared;
+pub mod status;
 #[cfg(test)]
 mod tests;
 mod word;
@@ -94,6 +97,8 @@ impl Gate {
             for point in points {
                 gate.add_via(point, via)?;
             }
+            #[cfg(feature = "aya-log")]
+            gate.tell_log();
             Ok(gate)
         })();
         if attached.is_err() {
@@ -251,6 +256,12 @@ impl Gate {
     /// Where the gate stands.
     pub fn points(&self) -> impl Iterator<Item = &Point> {
         self.records.iter().map(|r| &r.point)
+    }
+
+    /// Which move it belongs to.
+    #[must_use]
+    pub fn mv(&self) -> MoveId {
+        self.mv
     }
 
     /// Which end of the move this is.

@@ -268,11 +268,15 @@ fn a_long_blackout_is_harmless_to_peers_that_give_up_soon() {
     // The source waits for its target, and the peers for both.
     kill(kept.story.b(), "STOP", AGENT);
     thread::sleep(Duration::from_secs(7));
-    let status = source.run(&["netmig-user", "gate", "--json"]);
+    let status = source.run(&["netmig-user", "gate", "status", "--json"]);
     let status: Value = serde_json::from_str(&status.expect("told")).expect("JSON");
     println!("{status}");
-    for what in ["answered", "owned"] {
-        let count = status[0][what].as_u64().expect("a number");
+    let gate = &status["gates"][0];
+    for (what, count) in [
+        ("answered", &gate["outbound"]["answered"]),
+        ("owned", &gate["owned"]),
+    ] {
+        let count = count.as_u64().expect("a number");
         assert!(count > 20, "{what}: {count}");
     }
     kill(kept.story.b(), "CONT", AGENT);

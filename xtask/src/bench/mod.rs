@@ -6,6 +6,8 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 
+use crate::run;
+
 pub use report::{Bench, Goal, Row, Stats};
 
 /// What to measure.
@@ -34,6 +36,7 @@ struct Output {
 /// # Errors
 /// What could not be measured.
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
+    run::prepared()?;
     let (bench, output) = match args.what {
         What::Move(args) => (moves::run(&args)?, args.output),
     };
