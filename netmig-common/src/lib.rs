@@ -37,6 +37,8 @@ pub struct Settings {
     pub round: u32,
     /// Mark of the answers that user space sends in the container's name; outbound packets with it pass the closed gate of a source. 0: none do.
     pub answers: u32,
+    /// Not 0: the container's own pure ACKs pass the closed gate of a source.
+    pub acks: u32,
 }
 
 #[cfg(feature = "user")]

@@ -171,8 +171,8 @@ fn closed(ctx: &TcContext, direction: Direction, tally: &mut Tally, word: u64) -
         tally.neighbours += 1;
         return pass(ctx, tally);
     }
-    // What the container's stack has acknowledged it has, and its tasks, or the target's, will read it: an ACK that was still delayed when
-    // the gate closed must not be missing.
+    // What the container's stack acknowledges before its sockets are dumped is in the dump: an ACK that was still delayed when the gate
+    // closed must not be missing.
     if speaks && matches!(direction, Direction::Outbound) && is_pure_ack(ctx, &packet) {
         return pass(ctx, tally);
     }
@@ -204,7 +204,8 @@ fn is_answer(ctx: &TcContext) -> bool {
 
 #[inline(always)]
 fn is_pure_ack(ctx: &TcContext, packet: &Packet) -> bool {
-    packet.trouble == WHOLE
+    SETTINGS.get(0).is_some_and(|settings| settings.acks != 0)
+        && packet.trouble == WHOLE
         && packet.protocol == Protocol::Tcp as u32
         && Segment::load(ctx, packet).is_ok_and(|segment| segment.is_pure_ack())
 }

@@ -12,6 +12,16 @@ pub struct Answerer {
 }
 
 impl Gate {
+    /// Whether pure ACKs that the container's stack sends pass the closed gate of a source: from the closing on, so that none that was
+    /// delayed is missing, until the sockets are about to be dumped. Once it is off and [`Gate::settle`] has returned, nothing is acknowledged
+    /// that a dump does not have.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn let_acks_pass(&self, pass: bool) -> Result<(), Error> {
+        self.set(|settings| settings.acks = pass.into())
+    }
+
     /// For a point of [`Orientation::HostSide`] in the caller's own namespace.
     ///
     /// # Errors

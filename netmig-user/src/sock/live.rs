@@ -15,7 +15,7 @@ use crate::sys::{
     sockopt::{self, number::SO_BUF_LOCK},
 };
 
-/// An established connection with a peer outside, not signed, without a FIN either way.
+/// An established connection with a peer outside, neither signed nor filtered, without a FIN either way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Live {
     /// The container's end, IPv4-mapped addresses as IPv4.

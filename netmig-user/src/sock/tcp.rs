@@ -118,13 +118,15 @@ pub(super) fn read(
     dump(fd, common, &found)
 }
 
-/// What a keeper has to know of a connection; none if it is not (or not only) established.
+/// What a keeper has to know of a connection; none if it is not (or not only) established, or filters what comes.
 pub(super) fn live(fd: &OwnedFd, local: Endpoint, peer: Endpoint) -> Result<Option<Live>, Error> {
     let name = format!("tcp {local} -> {peer}");
     // struct tcp_info: advmss at 84, bytes_received at 128.
     let info: [u8; 136] = sockopt::read(fd, TCP, libc::TCP_INFO).on("reading TCP_INFO", &name)?;
     let (options, scales) = (info[5], info[6]);
-    if State::from_kernel(info[0]) != State::Established {
+    // A filter might drop what is given to it later.
+    let filtered = !sockopt::filter(fd).is_ok_and(|filter| filter.is_empty());
+    if State::from_kernel(info[0]) != State::Established || filtered {
         return Ok(None);
     }
     let reuseaddr = sockopt::int(fd, SOL, libc::SO_REUSEADDR).on("reading SO_REUSEADDR", &name)?;

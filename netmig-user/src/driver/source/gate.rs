@@ -131,6 +131,7 @@ impl Steps {
     pub fn close(self: &Arc<Self>) -> Result<Done> {
         let mut state = self.state();
         let gate = state.gate.as_ref().context("no gate stands")?;
+        gate.let_acks_pass(true)?;
         gate.set_mode(Mode::Closed, self.life.epoch, Some(self.lease()))?;
         let stop = Arc::new(AtomicBool::new(false));
         state.renewing = Some(stop.clone());

@@ -304,6 +304,7 @@ impl Steps {
             cgroup::freeze_now(cgroup)?;
         }
         if let Some(gate) = &self.state().gate {
+            gate.let_acks_pass(false)?;
             gate.settle()?;
         }
         let engine = container.manager.engine();

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use self::inbox::Inbox;
 use super::{
-    super::hold::{self, Delivery, LOOK, OPENING, Promised, Tap},
+    super::hold::{self, Delivery, LOOK, OPENING, Promised, Store, Tap},
     steps::Steps,
 };
 use crate::{
@@ -211,6 +211,7 @@ impl Hold {
             // What was promised came before the grant, so it is in the first batch.
             if let Some(promised) = promised.take() {
                 self.went_wrong(promised.keep(&mut delivery));
+                self.went_wrong(forget_owned(self.mv).into_iter().collect());
             }
             let idle = delivery.go_on();
             if direct && idle && !lifted {
@@ -299,6 +300,13 @@ impl Hold {
 /// Where packets lie that peers think delivered.
 pub(super) fn owned(mv: MoveId) -> PathBuf {
     paths::run(mv).join("owned")
+}
+
+/// All of them are delivered: an agent that opens once more finds none. What failed, in words.
+pub(super) fn forget_owned(mv: MoveId) -> Option<String> {
+    let path = owned(mv);
+    let removed = Store::remove(&path);
+    Some(format!("removing {}: {}", path.display(), removed.err()?))
 }
 
 impl Steps {

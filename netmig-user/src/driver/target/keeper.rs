@@ -14,7 +14,7 @@ use tracing::info;
 use super::{
     super::hold::{self, Delivery, Promised, Store, key},
     Made,
-    hold::{Hold, owned},
+    hold::{Hold, forget_owned, owned},
     steps::{self, Steps},
 };
 use crate::{
@@ -119,6 +119,7 @@ impl Steps {
             delivery.give(link, packet, false);
         }
         left.extend(promised.keep(&mut delivery));
+        left.extend(forget_owned(self.id));
         Ok((None, left))
     }
 }

@@ -394,7 +394,7 @@ fn an_answer_leaves_as_the_containers_own_until_the_grant() {
 }
 
 #[test]
-fn closed_lets_the_containers_own_acks_pass_until_the_grant() {
+fn closed_lets_the_containers_own_acks_pass_while_it_is_told_to() {
     lab(|lab| {
         let gate = lab.gate(Side::Source, Mode::Closed);
         let programs = Programs::open(&lab.pins("gate"));
@@ -412,18 +412,24 @@ fn closed_lets_the_containers_own_acks_pass_until_the_grant() {
         };
         let passes = (TC_ACT_UNSPEC, TC_ACT_UNSPEC, TC_ACT_SHOT);
         let shut = (TC_ACT_SHOT, TC_ACT_SHOT, TC_ACT_SHOT);
+        assert_eq!(all(&|_| {}, b""), shut, "not asked for");
+        gate.let_acks_pass(true).expect("set");
         assert_eq!(all(&|_| {}, b""), passes);
         assert_eq!(all(&|_| {}, b"x"), shut);
         assert_eq!(all(&|h| h.fin = true, b""), shut);
         assert_eq!(all(&|h| h.rst = true, b""), shut);
         assert_eq!(all(&|h| h.syn = true, b""), shut);
         assert_eq!(all(&|h| h.ack = false, b""), shut);
+        gate.let_acks_pass(false).expect("set");
+        assert_eq!(all(&|_| {}, b""), shut);
+        gate.let_acks_pass(true).expect("set");
         gate.grant(FIRST).expect("granted");
         assert_eq!(all(&|_| {}, b""), shut);
         assert_eq!(gate.counters().expect("counters").outbound.answered, 0);
     });
     lab(|lab| {
-        let _gate = lab.gate(Side::Target, Mode::Closed);
+        let gate = lab.gate(Side::Target, Mode::Closed);
+        gate.let_acks_pass(true).expect("set");
         let programs = Programs::open(&lab.pins("gate"));
         let mut ack = TcpHeader::new(80, 5000, SENT, 0);
         ack.ack = true;
