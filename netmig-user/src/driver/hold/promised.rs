@@ -99,10 +99,13 @@ impl Promised {
         pids: Vec<i32>,
     ) -> Self {
         let mut keeper = Keeper::new(live.iter().map(known));
-        let owned = packets
-            .into_iter()
-            .filter(|(_, packet)| matches!(keeper.take(packet), Took::Own(_)))
-            .collect();
+        let mut owned = Vec::new();
+        for (link, packet) in packets {
+            if matches!(keeper.take(&packet), Took::Own(_)) {
+                owned.push((link, packet));
+                owned.extend(keeper.filled().into_iter().map(|packet| (link, packet)));
+            }
+        }
         Self::by(keeper, live, owned, netns, pids)
     }
 

@@ -47,7 +47,7 @@ pub enum Took {
     Nothing,
     /// It wants an answer.
     Answer(FlowKey),
-    /// It brought new payload: it is to be stored, then answered.
+    /// It brought new payload: it is to be stored, with what [`Keeper::filled`] gives, then answered.
     Own(FlowKey),
 }
 
@@ -64,6 +64,9 @@ pub struct Promise {
     pub packets: u64,
 }
 
+/// Held segments of one connection behind a hole that are remembered at most.
+const AHEAD: usize = 256;
+
 /// Owned payload of one connection, and what the peer knows.
 #[derive(Clone, Debug)]
 struct Flow {
@@ -71,6 +74,8 @@ struct Flow {
     /// End of what is owned.
     next: u32,
     owned: u64,
+    /// Segments behind a hole, in the order in which they came: sequence number, its end, packet.
+    ahead: Vec<(u32, u32, Packet)>,
     /// The peer's newest stamp of what is owned.
     newest: Option<u32>,
     /// The stamp to echo.
@@ -86,6 +91,7 @@ struct Flow {
 #[derive(Debug, Default)]
 pub struct Keeper {
     flows: HashMap<FlowKey, Flow>,
+    filled: Vec<Packet>,
     /// Data out of order is answered too: `rcv_nxt` was read after everything that had passed the gate was in.
     exact: bool,
 }
@@ -99,6 +105,7 @@ impl Keeper {
                 known,
                 next: known.rcv_nxt,
                 owned: 0,
+                ahead: Vec::new(),
                 newest: None,
                 echo: 0,
                 frame: None,
@@ -109,6 +116,7 @@ impl Keeper {
         });
         Self {
             flows: flows.collect(),
+            filled: Vec::new(),
             exact: false,
         }
     }
@@ -138,9 +146,14 @@ impl Keeper {
         };
         let exact = self.exact;
         match self.flows.get_mut(&segment.key) {
-            Some(flow) if !flow.over => flow.take(&segment, packet, exact),
+            Some(flow) if !flow.over => flow.take(&segment, packet, exact, &mut self.filled),
             _ => Took::Nothing,
         }
+    }
+
+    /// Packets taken earlier, behind a hole that the last one which is owned has filled: they are owned with it, and came in where it did.
+    pub fn filled(&mut self) -> Vec<Packet> {
+        std::mem::take(&mut self.filled)
     }
 
     /// The answer to whatever came last of a connection, as a frame from the container.
@@ -191,7 +204,13 @@ impl Flow {
         }
     }
 
-    fn take(&mut self, segment: &Segment, packet: &Packet, exact: bool) -> Took {
+    fn take(
+        &mut self,
+        segment: &Segment,
+        packet: &Packet,
+        exact: bool,
+        filled: &mut Vec<Packet>,
+    ) -> Took {
         if segment.signed {
             self.over = true;
         }
@@ -211,8 +230,33 @@ impl Flow {
             self.next = segment.seq.wrapping_add(segment.payload);
             self.newest = segment.tsval;
             self.owned += 1;
+            self.fill(filled);
+        } else if before(self.next, segment.seq) && self.fits(segment) && self.ahead.len() < AHEAD {
+            let end = segment.seq.wrapping_add(segment.payload);
+            self.ahead.push((segment.seq, end, packet.clone()));
         }
         took
+    }
+
+    /// What comes behind the end of what is owned, as far as there is no hole.
+    fn fill(&mut self, filled: &mut Vec<Packet>) {
+        let reaches = |next: u32| {
+            move |(seq, end, _): &(u32, u32, Packet)| !before(next, *seq) && before(next, *end)
+        };
+        while let Some(place) = self.ahead.iter().position(reaches(self.next)) {
+            let (_, end, packet) = self.ahead.remove(place);
+            self.next = end;
+            self.owned += 1;
+            filled.push(packet);
+        }
+        let next = self.next;
+        self.ahead.retain(|(_, end, _)| before(next, *end));
+    }
+
+    /// Payload that the container's stack will take where it is in order.
+    fn fits(&self, segment: &Segment) -> bool {
+        let end = segment.seq.wrapping_add(segment.payload);
+        segment.payload > 0 && !before(self.known.edge, end) && !segment.is_urgent()
     }
 
     /// Whether the container's stack will look at what it carries: PAWS (RFC 7323, section 5), and its ACK (tcp_ack).

@@ -94,6 +94,8 @@ impl Keeping {
             Took::Answer(key) => key,
             Took::Own(key) => {
                 self.fresh.push((link, packet.clone()));
+                let filled = self.keeper.filled().into_iter();
+                self.fresh.extend(filled.map(|packet| (link, packet)));
                 self.needed = place;
                 key
             }
