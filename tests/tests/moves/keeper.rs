@@ -164,6 +164,29 @@ fn peers_send_nothing_again_and_keep_their_windows() {
     assert!(seen.iter().any(undisturbed), "{seen:?}");
 }
 
+/// Of what comes to a host for the streams' server one packet in fifty is lost, and with it all that is in a super-packet.
+const LOSSY: &str = "nft add table netdev lossy; nft add chain netdev lossy in '{ type filter hook ingress device eth0 priority 0; }'
+    nft add rule netdev lossy in tcp dport 5202 numgen random mod 50 == 0 drop";
+
+#[test]
+fn streams_with_holes_are_exact() {
+    let kept = Kept::up("keeper-holes");
+    for host in [kept.story.a(), kept.story.b()] {
+        host.sh(LOSSY).expect("a lossy link");
+    }
+    for from in [kept.story.a(), kept.story.b()] {
+        let loaded = kept.load();
+        let ended = kept.story.moves(from, &kept.container);
+        thread::sleep(AROUND);
+        let outcomes = loaded.end_clean();
+        show(&outcomes, &ended);
+        let (again, _) = sent_again(&outcomes);
+        assert!(again > 0, "nothing was lost");
+        assert!(packets(&ended, "owned") > 0);
+        kept.story.nothing_is_left();
+    }
+}
+
 #[test]
 fn what_was_acknowledged_is_delivered_where_the_container_stays() {
     let kept = Kept::up("keeper-abort");
