@@ -187,6 +187,30 @@ fn streams_with_holes_are_exact() {
     }
 }
 
+/// The program that takes the streams.
+const READER: &str = "[n]etmig-peer bulk-server";
+
+#[test]
+fn a_full_receive_buffer_loses_nothing() {
+    let kept = Kept::up("keeper-full");
+    let loaded = kept.load();
+    let source = kept.story.a();
+    kill(source, "STOP", READER);
+    thread::sleep(AROUND);
+    // First it stays, then it moves, and all the while nobody reads.
+    let mut catcher = Catcher::set(kept.story.b(), "post-restore", "criu");
+    let ended = kept.story.migrate(source, &kept.container, &[]);
+    catcher.caught();
+    assert_eq!(ended.outcome(), "kept", "{}", ended.said());
+    let ended = kept.story.moves(source, &kept.container);
+    thread::sleep(AROUND);
+    kill(kept.story.b(), "CONT", READER);
+    thread::sleep(AROUND);
+    let outcomes = loaded.end_clean();
+    show(&outcomes, &ended);
+    kept.story.nothing_is_left();
+}
+
 #[test]
 fn what_was_acknowledged_is_delivered_where_the_container_stays() {
     let kept = Kept::up("keeper-abort");
