@@ -8,8 +8,14 @@ macro_rules! tell {
     };
 }
 
-/// Says nothing; the arguments are not evaluated.
+/// Says nothing; what was to be said is not evaluated.
 #[cfg(not(feature = "aya-log"))]
 macro_rules! tell {
-    ($ctx:expr, $($argument:tt)*) => {};
+    ($ctx:expr, $($argument:tt)*) => {
+        crate::log::unheard($ctx)
+    };
 }
+
+#[cfg(not(feature = "aya-log"))]
+#[inline(always)]
+pub(crate) fn unheard(_: &aya_ebpf::programs::TcContext) {}

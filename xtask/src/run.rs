@@ -185,6 +185,7 @@ pub fn parts(lab: &str, data: u64) -> anyhow::Result<Parts> {
         netmig_peer,
         cache: root::cache().join("demo"),
         data,
+        line: None,
         keep: false,
     })
 }
