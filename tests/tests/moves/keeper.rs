@@ -7,6 +7,7 @@ use std::{
 
 use netmig_lab::{
     Cmd, Host, Input, Process,
+    lab::link::Line,
     peers::{Kind, Outcome},
     workload::Client,
 };
@@ -40,7 +41,11 @@ struct Kept {
 
 impl Kept {
     fn up(name: &str) -> Self {
-        let story = Story::up(name);
+        Self::over(name, None)
+    }
+
+    fn over(name: &str, line: Option<Line>) -> Self {
+        let story = Story::over(name, line);
         let container = Container::new(How::Podman("crun"));
         story.start_with(story.a(), &container, &SERVERS);
         Self { story, container }
@@ -138,7 +143,19 @@ fn sent_again(outcomes: &[Outcome]) -> (u64, f64) {
 
 #[test]
 fn peers_send_nothing_again_and_keep_their_windows() {
-    let kept = Kept::up("keeper-move");
+    sends_nothing_again(&Kept::up("keeper-move"));
+}
+
+#[test]
+fn peers_far_away_send_nothing_again_and_keep_their_windows() {
+    let line = Line {
+        rtt: Duration::from_millis(20),
+        ..Line::default()
+    };
+    sends_nothing_again(&Kept::over("keeper-far", Some(line)));
+}
+
+fn sends_nothing_again(kept: &Kept) {
     let mut seen = Vec::new();
     for from in [kept.story.a(), kept.story.b()] {
         let loaded = kept.load();

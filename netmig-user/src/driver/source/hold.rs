@@ -201,8 +201,10 @@ impl Hold {
 
     /// The sockets once more.
     pub(super) fn keep_again(&self, live: &[Live], exact: bool) {
-        if let Some(keeping) = &mut self.shared.kept().keeping {
-            keeping.again(live, exact);
+        let mut kept = self.shared.kept();
+        let held = kept.queue.len() as u64;
+        if let Some(keeping) = &mut kept.keeping {
+            keeping.again(live, exact, held);
         }
     }
 

@@ -45,6 +45,8 @@ pub struct Known {
 pub enum Took {
     /// Nothing.
     Nothing,
+    /// Nothing yet: it is remembered, for what comes before it is missing.
+    Ahead(FlowKey),
     /// It wants an answer.
     Answer(FlowKey),
     /// It brought new payload: it is to be stored, with what [`Keeper::filled`] gives, then answered.
@@ -122,8 +124,13 @@ impl Keeper {
     }
 
     /// The sockets once more, later: what had been on its way to them when the first ones were read is in now. What cannot be any more is
-    /// given up; `exact`: nothing is on its way any more.
-    pub fn again(&mut self, known: impl IntoIterator<Item = (FlowKey, Known)>, exact: bool) {
+    /// given up; `exact`: nothing is on its way any more. What is owned now, though it came earlier, is to be stored, then answered.
+    pub fn again(
+        &mut self,
+        known: impl IntoIterator<Item = (FlowKey, Known)>,
+        exact: bool,
+    ) -> Vec<(FlowKey, Vec<Packet>)> {
+        let mut owned = Vec::new();
         for (key, now) in known {
             let Some(flow) = self.flows.get_mut(&key) else {
                 continue;
@@ -132,11 +139,17 @@ impl Keeper {
                 flow.over = true;
             }
             // What the socket has by itself counts as delivered.
-            if before(flow.next, now.rcv_nxt) {
+            if before(flow.next, now.rcv_nxt) && !flow.over {
                 flow.next = now.rcv_nxt;
+                let mut filled = Vec::new();
+                flow.fill(&mut filled);
+                if !filled.is_empty() {
+                    owned.push((key, filled));
+                }
             }
         }
         self.exact |= exact;
+        owned
     }
 
     /// Looks at a held packet, in the order in which they came.
@@ -222,7 +235,8 @@ impl Flow {
             return Took::Nothing;
         }
         let took = self.judge(segment, exact);
-        if took != Took::Nothing {
+        let ahead = before(self.next, segment.seq) && self.fits(segment);
+        if took != Took::Nothing || ahead {
             self.frame = Some((packet.clone(), segment.ip));
             self.echo = segment.tsval.unwrap_or(0);
         }
@@ -231,9 +245,12 @@ impl Flow {
             self.newest = segment.tsval;
             self.owned += 1;
             self.fill(filled);
-        } else if before(self.next, segment.seq) && self.fits(segment) && self.ahead.len() < AHEAD {
+        } else if ahead && self.ahead.len() < AHEAD {
             let end = segment.seq.wrapping_add(segment.payload);
             self.ahead.push((segment.seq, end, packet.clone()));
+            if took == Took::Nothing {
+                return Took::Ahead(segment.key);
+            }
         }
         took
     }

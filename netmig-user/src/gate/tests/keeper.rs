@@ -233,14 +233,15 @@ fn a_wrong_checksum_is_owned_by_nobody_unless_it_was_verified_or_is_to_be_made()
 #[test]
 fn a_hole_waits_until_the_sockets_were_read_for_certain() {
     let mut keeper = keeper(known());
-    assert_eq!(keeper.take(&sent(1000, 100).packet()), Took::Nothing);
+    let hole = sent(1000, 100);
+    assert_eq!(keeper.take(&hole.packet()), Took::Ahead(key(Ip::V4)));
     // What had passed the gate before it closed is in now.
     let now = Known {
         rcv_nxt: SEQ.wrapping_add(400),
         edge: SEQ.wrapping_add(ROOM),
         ..known()
     };
-    keeper.again([(key(Ip::V4), now)], true);
+    assert!(keeper.again([(key(Ip::V4), now)], true).is_empty());
     assert!(answers(keeper.take(&sent(1000, 100).packet())));
     let answer = keeper.answer(&key(Ip::V4)).expect("an answer");
     assert_eq!(
@@ -260,7 +261,7 @@ fn what_is_behind_a_hole_is_owned_once_that_is_filled() {
     let stamp = |segment: Sent, n| segment.with(|h| stamped(h, n));
     for (at, length) in [(300, 100), (100, 100), (350, 150), (600, 10)] {
         let early = stamp(sent(at, length), 400);
-        assert_eq!(keeper.take(&early.packet()), Took::Nothing);
+        assert_eq!(keeper.take(&early.packet()), Took::Ahead(key(Ip::V4)));
     }
     let beyond = stamp(sent(ROOM as i32, 1), 400);
     keeper.take(&beyond.packet());
@@ -284,13 +285,31 @@ fn what_is_behind_a_hole_is_owned_once_that_is_filled() {
 }
 
 #[test]
+fn what_came_while_the_socket_was_behind_is_owned_when_it_is_read_again() {
+    let mut keeper = keeper(known());
+    let early = sent(400, 100).packet();
+    assert_eq!(keeper.take(&early), Took::Ahead(key(Ip::V4)));
+    let now = Known {
+        rcv_nxt: SEQ.wrapping_add(400),
+        ..known()
+    };
+    let owned = keeper.again([(key(Ip::V4), now)], false);
+    assert_eq!(owned, [(key(Ip::V4), vec![early])]);
+    let answer = keeper.answer(&key(Ip::V4)).expect("an answer");
+    assert_eq!(
+        read(&answer).header.acknowledgment_number,
+        SEQ.wrapping_add(500)
+    );
+}
+
+#[test]
 fn a_socket_that_went_back_is_not_spoken_for() {
     let mut keeper = keeper(known());
     let back = Known {
         rcv_nxt: SEQ.wrapping_sub(1),
         ..known()
     };
-    keeper.again([(key(Ip::V4), back)], true);
+    assert!(keeper.again([(key(Ip::V4), back)], true).is_empty());
     assert_eq!(keeper.take(&sent(0, 5).packet()), Took::Nothing);
 }
 
@@ -474,7 +493,7 @@ proptest! {
     #[test]
     fn what_is_acknowledged_came_in_order_and_fits_the_window(segments in proptest::collection::vec((-3000..60_000i32, 0..3000usize), 1..40)) {
         let mut keeper = keeper(known());
-        keeper.again([(key(Ip::V4), known())], true);
+        prop_assert!(keeper.again([(key(Ip::V4), known())], true).is_empty());
         let mut next = 0i32;
         let mut came = std::collections::HashSet::new();
         for (at, length) in segments {

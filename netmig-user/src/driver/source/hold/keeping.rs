@@ -69,9 +69,21 @@ impl Keeping {
         })
     }
 
-    /// The sockets once more; `exact`: nothing is on its way to them any more.
-    pub(super) fn again(&mut self, live: &[Live], exact: bool) {
-        self.keeper.again(live.iter().map(known), exact);
+    /// The sockets once more, when so many packets are held; `exact`: nothing is on its way to them any more.
+    pub(super) fn again(&mut self, live: &[Live], exact: bool, held: u64) {
+        if self.over {
+            return;
+        }
+        for (key, packets) in self.keeper.again(live.iter().map(known), exact) {
+            let Some(link) = self.links.get(&key).copied() else {
+                continue;
+            };
+            self.fresh
+                .extend(packets.into_iter().map(|packet| (link, packet)));
+            self.needed = held;
+            self.wait(key);
+        }
+        self.flush();
     }
 
     /// What lies in the hold already.
@@ -91,6 +103,10 @@ impl Keeping {
         }
         let key = match self.keeper.take(packet) {
             Took::Nothing => return,
+            Took::Ahead(key) => {
+                self.links.insert(key, link);
+                return;
+            }
             Took::Answer(key) => key,
             Took::Own(key) => {
                 self.fresh.push((link, packet.clone()));
@@ -101,11 +117,15 @@ impl Keeping {
             }
         };
         self.links.insert(key, link);
-        if !self.waiting.contains(&key) {
-            self.waiting.push(key);
-        }
+        self.wait(key);
         if self.fresh.len() >= BATCH {
             self.flush();
+        }
+    }
+
+    fn wait(&mut self, key: FlowKey) {
+        if !self.waiting.contains(&key) {
+            self.waiting.push(key);
         }
     }
 
