@@ -1,18 +1,25 @@
 //! Live connections for a keeper: what their sockets say, room for what was promised to their peers, and windows told anew.
 use std::{os::fd::OwnedFd, path::Path};
 
-use netmig_core::image::v1::sock::{Endpoint, Tcp, TcpState};
+use netmig_core::{
+    image::v1::sock::{Endpoint, Tcp, TcpState},
+    socket::State,
+};
 
 use super::{
     diag,
     error::{Error, On},
     holders::Held,
     inject::Injector,
+    repair::Repair,
     tcp,
 };
 use crate::sys::{
     netns::within,
-    sockopt::{self, number::SO_BUF_LOCK},
+    sockopt::{
+        self,
+        number::{SO_BUF_LOCK, TCP_NO_QUEUE, TCP_RECV_QUEUE, TCP_SEND_QUEUE},
+    },
 };
 
 /// An established connection with a peer outside, neither signed nor filtered, without a FIN either way.
@@ -79,7 +86,7 @@ pub fn live(netns: &Path, pids: &[i32]) -> Result<Vec<Live>, Error> {
                 continue;
             };
             let fd = held.duplicate(owners)?;
-            live.extend(tcp::live(&fd, seen.local, seen.peer)?);
+            live.extend(read(&fd, seen.local, seen.peer)?);
         }
         Ok(live)
     })
@@ -121,7 +128,7 @@ pub fn resend(netns: &Path, pids: &[i32]) -> (usize, Vec<Error>) {
                 continue;
             };
             let resent = held.duplicate(owners).and_then(|fd| {
-                let tcp = tcp::read(&fd, seen.inode, seen.local, seen.peer)?;
+                let tcp = tcp::read_known(&fd, seen.inode, seen.local, seen.peer)?;
                 let stamp = tcp::stamp(&fd, &tcp)?;
                 injector
                     .resend(&tcp, stamp, tcp::split(&tcp).0)
@@ -239,4 +246,63 @@ pub fn tell_windows(netns: &Path, connections: &[Live]) -> Result<(), Error> {
         }
         failed.map_or(Ok(()), Err)
     })
+}
+
+/// What a keeper has to know of a connection; none if it is not (or not only) established, or filters what comes.
+fn read(fd: &OwnedFd, local: Endpoint, peer: Endpoint) -> Result<Option<Live>, Error> {
+    let name = format!("tcp {local} -> {peer}");
+    // struct tcp_info: advmss at 84, bytes_received at 128.
+    let info: [u8; 136] =
+        sockopt::read(fd, libc::SOL_TCP, libc::TCP_INFO).on("reading TCP_INFO", &name)?;
+    let (options, scales) = (info[5], info[6]);
+    // A filter might drop what is given to it later.
+    let filtered = !sockopt::filter(fd).is_ok_and(|filter| filter.is_empty());
+    if State::from_kernel(info[0]) != State::Established || filtered {
+        return Ok(None);
+    }
+    let reuseaddr =
+        sockopt::int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).on("reading SO_REUSEADDR", &name)?;
+    let repair = Repair::enter(fd, reuseaddr, &name)?;
+    let read = || -> Result<Live, Error> {
+        let [_, _, max_window, rcv_wnd, rcv_wup]: [u32; 5] =
+            sockopt::read(fd, libc::SOL_TCP, libc::TCP_REPAIR_WINDOW)
+                .on("reading TCP_REPAIR_WINDOW", &name)?;
+        let stamp = sockopt::read(fd, libc::SOL_TCP, libc::TCP_TIMESTAMP)
+            .on("reading TCP_TIMESTAMP", &name)?;
+        repair.queue(TCP_SEND_QUEUE)?;
+        let write_seq = repair.seq()?;
+        let queued = sockopt::queue_len(fd, libc::TIOCOUTQ).on("reading SIOCOUTQ", &name)?;
+        let unsent = sockopt::queue_len(fd, libc::SIOCOUTQNSD as libc::Ioctl)
+            .on("reading SIOCOUTQNSD", &name)?;
+        repair.queue(TCP_RECV_QUEUE)?;
+        let rcv_nxt = repair.seq()?;
+        repair.queue(TCP_NO_QUEUE)?;
+        let [a, b, c, d] = [info[84], info[85], info[86], info[87]];
+        let mut received = [0; 8];
+        received.copy_from_slice(&info[128..]);
+        Ok(Live {
+            local: local.canonical(),
+            peer: peer.canonical(),
+            snd_una: write_seq.wrapping_sub(queued as u32),
+            snd_nxt: write_seq.wrapping_sub(unsent as u32),
+            rcv_nxt,
+            rcv_wup,
+            rcv_wnd,
+            max_window,
+            stamp: (options & 1 != 0).then_some(stamp),
+            rcv_wscale: if options & 4 != 0 { scales >> 4 } else { 0 },
+            rcv_mss: u32::from_ne_bytes([a, b, c, d]),
+            received: u64::from_ne_bytes(received),
+        })
+    };
+    let live = read();
+    repair.leave()?;
+    let live = live?;
+    if live.rcv_nxt != live.rcv_wup {
+        // An ACK is delayed: it leaves now, and the socket goes on as before (__tcp_sock_set_quickack: the low bit would keep it quick).
+        const NOW: i32 = 2;
+        sockopt::set_int(fd, libc::SOL_TCP, libc::TCP_QUICKACK, NOW)
+            .on("setting TCP_QUICKACK", &name)?;
+    }
+    Ok(Some(live))
 }

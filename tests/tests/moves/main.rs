@@ -13,3 +13,4 @@ mod machines;
 mod pairs;
 mod refusals;
 mod story;
+mod waiting;

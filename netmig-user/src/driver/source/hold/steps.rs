@@ -76,7 +76,11 @@ impl Steps {
     }
 
     /// Opens the gate in order, what was held first; none where nothing was held, then the gate is to be opened as it is.
-    pub(in crate::driver::source) fn return_held(&self, gate: &Gate) -> Result<Option<Returning>> {
+    pub(in crate::driver::source) fn return_held(
+        &self,
+        gate: &Gate,
+        before: &mut dyn FnMut(),
+    ) -> Result<Option<Returning>> {
         let hold = self.state().hold.clone();
         let Some(hold) = hold else { return Ok(None) };
         let netns = self.netns()?;
@@ -96,6 +100,7 @@ impl Steps {
                 return Ok(None);
             }
         }
+        before();
         // Without them only buffers are not widened.
         let mut returning = hold.return_here(&netns, pids.unwrap_or_default())?;
         returning.left.extend(self.remove_owned());
