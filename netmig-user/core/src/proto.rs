@@ -171,7 +171,7 @@ pub struct Question {
 }
 
 /// Where a link of the container hangs on its host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Attach {
     /// Name of the link inside the container.
     pub link: String,

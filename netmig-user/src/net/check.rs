@@ -8,7 +8,7 @@ use netmig_core::{
 };
 
 use super::{
-    Error,
+    Error, filter,
     link::{self, Seen},
     namespace, open, topology,
     uapi::{IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING},
@@ -74,6 +74,14 @@ pub fn objections(
         }
     }
     dangling(network, &mut found);
+    if found.objections.is_empty() {
+        let against = filter::rehearse(&network.filters, &network.links)?;
+        if network.filters.partial {
+            found.warnings.extend(against);
+        } else {
+            found.objections.extend(against);
+        }
+    }
     Ok(found)
 }
 

@@ -1,7 +1,7 @@
 //! Making a container's network at the target, silent until its gate stands.
 //!
 //! namespace -> sysctls of the namespace -> links, down -> the caller attaches the gate -> links up -> addresses -> routes -> rules ->
-//! neighbours -> what was kept quiet meanwhile (duplicate address detection, router solicitations) as the image has it.
+//! neighbours -> packet filters -> what was kept quiet meanwhile (duplicate address detection, router solicitations) as the image has it.
 use std::{
     os::fd::{AsRawFd, RawFd},
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ use netmig_core::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Doing, Error, Link, addr, check, link, namespace, neigh,
+    Doing, Error, Link, addr, check, filter, link, namespace, neigh,
     netlink::{self, Netlink},
     open, remove, route, rule, snapshot, sysctl, topology,
     uapi::IN6_ADDR_GEN_MODE_NONE,
@@ -164,7 +164,9 @@ fn build(
     for (index, name) in &ends {
         link::up(&mut nl, *index).doing(|| format!("bringing up {name} on the host"))?;
     }
-    within(&netns, || fill(network, &quieted))
+    let warnings = within(&netns, || fill(network, &quieted))?;
+    created.warnings.extend(warnings);
+    Ok(())
 }
 
 /// For each link its parent on the host: index and name.
@@ -326,8 +328,8 @@ fn dress_host_ends(
     Ok(ends)
 }
 
-/// Inside, with the gate in place: links up, and everything that needs them up.
-fn fill(network: &Network, quieted: &[Sysctl]) -> Result<(), Error> {
+/// Inside, with the gate in place: links up, and everything that needs them up. Gives warnings.
+fn fill(network: &Network, quieted: &[Sysctl]) -> Result<Vec<String>, Error> {
     let mut nl = open()?;
     let seen = link::dump(&mut nl)?;
     let (names, indices) = (link::names(&seen), link::indices(&seen));
@@ -347,10 +349,11 @@ fn fill(network: &Network, quieted: &[Sysctl]) -> Result<(), Error> {
         }
     }
     await_addresses(&mut nl)?;
+    let warnings = filter::converge(&network.filters)?;
     for Sysctl { path, value, .. } in quieted {
         sysctl::write(path, value)?;
     }
-    Ok(())
+    Ok(warnings)
 }
 
 /// A work queue reads `accept_dad` some time after an address was added (`addrconf_dad_work`): with the old value back before that, it

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use netmig_core::image::v1::net::{LinkKind, Network};
 
-use super::{Error, addr, link, neigh, open, route, rule, sysctl};
+use super::{Error, addr, filter, link, neigh, open, route, rule, sysctl};
 use crate::sys::netns::within;
 
 /// Reads the network of the namespace at `netns`.
@@ -39,6 +39,7 @@ pub(super) fn here() -> Result<Network, Error> {
         ));
     }
     let sysctls = sysctl::carried()?;
+    let filters = filter::dump()?;
     Ok(Network {
         links,
         addresses,
@@ -46,6 +47,7 @@ pub(super) fn here() -> Result<Network, Error> {
         rules,
         neighbours,
         sysctls,
+        filters,
         not_carried,
     })
 }

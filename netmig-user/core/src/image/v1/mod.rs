@@ -1,3 +1,4 @@
 //! Version 1 of the image.
+pub mod filter;
 pub mod net;
 pub mod sock;
