@@ -9,6 +9,8 @@ pub mod announce;
 pub mod attr;
 pub mod check;
 pub mod create;
+pub mod diff;
+pub mod document;
 pub mod filter;
 pub mod frame;
 pub mod link;

@@ -1,4 +1,5 @@
 //! The container's network, in namespaces of the test's own: two hosts, a segment between them, containers on it.
+mod document;
 mod random;
 mod round_trip;
 mod segment;

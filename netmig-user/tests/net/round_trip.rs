@@ -5,7 +5,7 @@ use netmig_user::net;
 use crate::world::{MOVE, attach, container, ns, on, segment, sh, world};
 
 /// Everything of the image that this kernel has.
-const FIXTURE: &str = "
+pub const FIXTURE: &str = "
     ip link set lo alias loop
     ip addr add 203.0.113.77/32 dev lo
     ip link set eth0 mtu 1400 txqueuelen 555 alias 'front end' multicast on allmulticast on group 7
@@ -38,6 +38,8 @@ const FIXTURE: &str = "
     ip rule add priority 60 not fwmark 0x10/0xff iif eth0 table 200 suppress_prefixlength 0 protocol 4
     ip rule add priority 70 uidrange 100-200 ipproto tcp sport 1000-2000 dport 443 goto 90
     ip rule add priority 90 oif eth0 nop
+    ip rule add priority 95 dsfield 0x10 sport 77 table 100
+    ip -6 rule add priority 96 dport 443 table 100
     ip rule del priority 32767
     ip -6 rule add priority 10 to 2001:db8:9::/48 blackhole
     ip neigh add 192.0.2.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent
@@ -55,7 +57,7 @@ const FIXTURE: &str = "
     echo '1024 2048' > /proc/sys/net/ipv4/ip_local_port_range";
 
 /// Filters of every kind that this kernel has, by all tools.
-const FILTERS: &str = r#"
+pub const FILTERS: &str = r#"
     nft -f - <<'END'
 table inet f {
     comment "what a container may have"

@@ -13,7 +13,8 @@ mod xtables;
 
 use std::collections::BTreeSet;
 
-use netmig_core::image::v1::filter::{Filters, XProgram, XTable};
+pub use netmig_core::image::v1::filter::Filters;
+use netmig_core::image::v1::filter::{XProgram, XTable};
 
 pub use counted::settled;
 pub use rehearse::rehearse;

@@ -399,6 +399,16 @@ pub struct Rule {
     pub sports: Option<(u16, u16)>,
     /// First and last destination port.
     pub dports: Option<(u16, u16)>,
+    /// Bits of the source port that count, if not all (Linux 6.15).
+    pub sport_mask: Option<u16>,
+    /// Bits of the destination port that count, if not all (Linux 6.15).
+    pub dport_mask: Option<u16>,
+    /// DSCP (Linux 6.14).
+    pub dscp: Option<u8>,
+    /// Bits of the DSCP that count, if not all six (Linux 6.15).
+    pub dscp_mask: Option<u8>,
+    /// IPv6 flow label and mask (Linux 6.14).
+    pub flowlabel: Option<(u32, u32)>,
     /// Priority of the rule that FR_ACT_GOTO leads to.
     pub goto: Option<u32>,
     /// Routes with a shorter or equal prefix are ignored.
