@@ -2,7 +2,7 @@
 use crate::{
     container::Container,
     id::{Epoch, Life, MoveId},
-    image::v1::{net::Network, sock::Sockets},
+    image::v1::{conntrack::Remembered, net::Network, sock::Sockets},
 };
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +117,8 @@ pub enum ToTarget {
     Finish,
     /// Step 4: the freeze begins, and what is left to send takes a moment only: the engine may be started, as far as it goes without images.
     Freezing,
+    /// Step 5, before the sockets: what the network remembers of the traffic, where that is anything.
+    Remembered(Box<Remembered>),
 }
 
 /// From target to source.

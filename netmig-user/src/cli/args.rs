@@ -254,6 +254,9 @@ pub struct NetDump {
     /// The namespace: a path, the id of a process in it, or a name as `ip netns` has it
     #[arg(long, value_name = "PATH|PID|NAME")]
     pub netns: String,
+    /// The connections that it tracks too
+    #[arg(long)]
+    pub connections: bool,
     /// Where to write it; without, to standard output
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,

@@ -35,7 +35,7 @@ pub fn run(args: &args::Net) -> Result<ExitCode> {
 
 fn dump(args: &args::NetDump) -> Result<()> {
     let netns = namespace_at(&args.netns)?;
-    let found = Document::dump(&netns)?;
+    let found = Document::dump(&netns, args.connections)?;
     for what in found
         .network
         .filters
@@ -140,7 +140,7 @@ const TROUBLE: u8 = 2;
 /// A document's file, or the namespace behind `netns:`.
 fn either(given: &str) -> Result<Document> {
     match given.strip_prefix("netns:") {
-        Some(netns) => Ok(Document::dump(&namespace_at(netns)?)?),
+        Some(netns) => Ok(Document::dump(&namespace_at(netns)?, false)?),
         None => read(Path::new(given)),
     }
 }

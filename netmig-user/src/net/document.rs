@@ -1,11 +1,16 @@
 //! A network as a JSON document, for people and programs: `netmig.net/1`.
 use std::path::Path;
 
-use netmig_core::{id::MoveId, image::v1::net::Network, proto::Attach};
+use netmig_core::{
+    id::MoveId,
+    image::v1::{conntrack::Connection, net::Network},
+    proto::Attach,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Created, Error, create, snapshot, topology};
+use super::{Created, Error, conntrack, create, snapshot, topology};
+use crate::sys::netns::within;
 
 /// Name and version of the document's form.
 pub const SCHEMA: &str = "netmig.net/1";
@@ -21,6 +26,9 @@ pub struct Document {
     pub attach: Vec<Attach>,
     /// The network itself.
     pub network: Network,
+    /// Connections that the namespace tracks, if they were asked for.
+    #[serde(default)]
+    pub connections: Vec<Connection>,
 }
 
 /// Why a document cannot be used.
@@ -47,11 +55,11 @@ pub enum BadDocument {
 }
 
 impl Document {
-    /// Reads the network of the namespace at `netns`.
+    /// Reads the network of the namespace at `netns`, and what it tracks if `connections`.
     ///
     /// # Errors
     /// If the namespace cannot be entered, or one of its tables not be read.
-    pub fn dump(netns: &Path) -> Result<Self, Error> {
+    pub fn dump(netns: &Path, connections: bool) -> Result<Self, Error> {
         let attach = topology::links(netns)?
             .iter()
             .filter_map(|link| {
@@ -65,6 +73,11 @@ impl Document {
             schema: SCHEMA.to_owned(),
             attach,
             network: snapshot(netns)?,
+            connections: if connections {
+                within(netns, conntrack::dump)?
+            } else {
+                Vec::new()
+            },
         })
     }
 
@@ -97,13 +110,11 @@ impl Document {
     /// # Errors
     /// [`Error::Refused`] before anything is made; else the step that failed, everything having been undone.
     pub fn restore(&self, netns: &Path, attach: &[Attach], tag: MoveId) -> Result<Created, Error> {
-        create(
-            netns,
-            &self.network,
-            &self.attached(attach),
-            tag,
-            &mut |_| Ok(()),
-        )
+        let attach = self.attached(attach);
+        let mut created = create(netns, &self.network, &attach, tag, &mut |_| Ok(()))?;
+        let failed = within(netns, || conntrack::insert(&self.connections))?;
+        created.warnings.extend(failed);
+        Ok(created)
     }
 
     /// What speaks against a restore, without making anything.

@@ -8,6 +8,7 @@ pub mod addr;
 pub mod announce;
 pub mod attr;
 pub mod check;
+pub mod conntrack;
 pub mod create;
 pub mod diff;
 pub mod document;
@@ -28,6 +29,7 @@ pub mod sysctl;
 pub mod topology;
 mod uapi;
 
+pub use addr::own as own_addresses;
 pub use announce::{Announced, announce};
 pub use check::objections;
 pub use create::{Created, create, intent};

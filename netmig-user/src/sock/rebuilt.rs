@@ -6,7 +6,10 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use netmig_core::image::v1::sock::{Common, Datagram, Holder, Sockets, Tcp, TcpState};
+use netmig_core::image::v1::{
+    conntrack::Translated,
+    sock::{Common, Datagram, Holder, Sockets, Tcp, TcpState},
+};
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{
@@ -63,9 +66,17 @@ impl Rebuilt {
     /// # Errors
     /// The first step that failed; the others were done all the same.
     pub fn open(&self) -> Result<Opened, Error> {
+        self.open_translated(&[])
+    }
+
+    /// As [`Self::open`], where the namespace's packet filter translates these connections.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_translated(&self, translated: &[Translated]) -> Result<Opened, Error> {
         let inner = self.open_inner()?;
         let mut opened = within(&self.netns, || {
-            let mut injector = Injector::default();
+            let mut injector = Injector::translating(translated);
             let mut failed = None;
             let mut datagrams = 0;
             for (port, datagram) in &self.datagrams {

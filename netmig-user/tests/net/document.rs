@@ -57,6 +57,30 @@ fn dump_restore_dump_diff() {
             |file: &str| Document::parse(&fs::read_to_string(file).unwrap(), file).unwrap();
         assert_eq!(parsed("/run/one").attach, parsed("/run/two").attach);
 
+        on("src", || {
+            sh(
+                "conntrack -I -p udp -s 192.0.2.9 -d 192.0.2.10 --sport 7 --dport 80 -t 600 -g 192.0.2.10:8080 2>/dev/null",
+            )
+        });
+        let with = [
+            "dump",
+            "--connections",
+            "--netns",
+            "src",
+            "--out",
+            "/run/three",
+        ];
+        assert_eq!(run("a", &with), done);
+        sh("ip netns del dst");
+        assert_eq!(run("b", &["restore", "/run/three", "--netns", "dst"]), done);
+        let tracked = on("dst", || {
+            sh("conntrack -L -p udp --orig-port-dst 80 2>/dev/null")
+        });
+        assert!(
+            tracked.contains("src=192.0.2.10 dst=192.0.2.9 sport=8080"),
+            "{tracked}"
+        );
+
         on("dst", || {
             sh(
                 "ip addr del 198.51.100.10/25 dev eth0; nft add rule inet f deep counter; echo 0 > /proc/sys/net/ipv4/ip_forward",

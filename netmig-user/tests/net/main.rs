@@ -4,6 +4,7 @@ mod random;
 mod round_trip;
 mod segment;
 mod silence;
+mod tracked;
 mod undo;
 mod where_it_lives;
 mod world;

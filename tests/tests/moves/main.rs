@@ -8,6 +8,7 @@ mod faults;
 mod handoff;
 mod hold;
 mod machines;
+mod network;
 mod pairs;
 mod refusals;
 mod story;

@@ -17,7 +17,14 @@ pub struct Packages {
 }
 
 pub const LAB: Packages = Packages {
-    names: &["ipset", "iproute2", "iptables", "mmdebstrap", "nftables"],
+    names: &[
+        "conntrack",
+        "ipset",
+        "iproute2",
+        "iptables",
+        "mmdebstrap",
+        "nftables",
+    ],
     what: "packages of the lab",
     why: "links between the hosts, their file system, and packet filters to test with",
 };

@@ -130,6 +130,7 @@ impl Steps {
         let steps = self.clone();
         state.copying = Some(thread::spawn(move || steps.copy_files(true)));
         drop(state);
+        self.read_traffic();
         let steps = self.clone();
         thread::spawn(move || {
             let pause = steps.lease() / 4;

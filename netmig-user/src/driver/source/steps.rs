@@ -16,7 +16,10 @@ use anyhow::{Context, Result, bail};
 use netmig_core::{
     container::Container,
     id::{Life, MoveId},
-    image::v1::net::Network,
+    image::v1::{
+        conntrack::{Connection, Remembered},
+        net::Network,
+    },
     machine::source::Done,
     plan::Rate,
     proto::{Channel, Hello, PROTOCOL, ToTarget, Word},
@@ -105,6 +108,11 @@ pub(super) struct State {
     pub(super) streaming: Option<Streaming>,
     pub(super) renewing: Option<Arc<AtomicBool>>,
     pub(super) copying: Option<thread::JoinHandle<Result<()>>>,
+    /// The thread that reads what the network remembers.
+    pub(super) remembering: Option<thread::JoinHandle<Result<Remembered>>>,
+    pub(super) remembered: Option<Box<Remembered>>,
+    /// Connections of the container that this host tracks.
+    pub(super) tracked: Vec<Connection>,
 }
 
 impl Steps {
@@ -312,6 +320,7 @@ impl Steps {
         };
         let (sockets, kept) = sock::dump_under(&netns, &pids, engine)?;
         self.state().kept = Some(kept);
+        self.traffic_read()?;
         Ok(Done::Dumped(Box::new(ToTarget::Sockets(Box::new(sockets)))))
     }
 }

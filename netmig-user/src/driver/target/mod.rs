@@ -5,6 +5,7 @@ mod hold;
 mod image;
 mod images;
 mod prepare;
+mod remembered;
 mod steps;
 
 use std::{
