@@ -8,7 +8,7 @@ use netmig_core::{
 };
 
 use super::{
-    Error, filter,
+    Error, filter, hostfilter,
     link::{self, Seen},
     namespace, open, topology,
     uapi::{IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING},
@@ -74,6 +74,9 @@ pub fn objections(
         }
     }
     dangling(network, &mut found);
+    if network.links.iter().any(|l| l.kind == LinkKind::Veth) {
+        found.warnings.extend(hostfilter::concerns()?);
+    }
     if found.objections.is_empty() {
         let against = filter::rehearse(&network.filters, &network.links)?;
         if network.filters.partial {

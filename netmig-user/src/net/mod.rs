@@ -14,6 +14,7 @@ pub mod diff;
 pub mod document;
 pub mod filter;
 pub mod frame;
+pub mod hostfilter;
 pub mod link;
 pub mod membership;
 pub mod namespace;

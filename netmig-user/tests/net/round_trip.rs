@@ -235,6 +235,45 @@ fn a_ruleset_that_cannot_be_made_is_named_before_anything_is() {
 }
 
 #[test]
+fn a_target_whose_own_filter_would_drop_what_comes_is_named() {
+    world(|| {
+        segment(&["a", "b"]);
+        container("a", "src", "02:00:00:00:00:10");
+        let image = net::snapshot(&ns("src")).unwrap();
+        let warnings = || {
+            on("b", || net::objections(&ns("dst"), &image, &attach(), MOVE))
+                .unwrap()
+                .warnings
+        };
+        let call = |value: u8| {
+            on("b", || {
+                sh(&format!(
+                    "for f in /proc/sys/net/bridge/bridge-nf-call-*; do echo {value} > $f; done"
+                ))
+            })
+        };
+        on("b", || {
+            sh(
+                "iptables-nft -P FORWARD DROP; echo 0 > /proc/sys/net/netfilter/nf_conntrack_tcp_loose",
+            )
+        });
+        call(0);
+        assert_eq!(warnings(), [] as [&str; 0]);
+        call(1);
+        let warnings = warnings();
+        for words in [
+            "nf_conntrack_tcp_loose is 0",
+            "iptables-nft table filter drops what it forwards",
+        ] {
+            assert!(
+                warnings.iter().any(|w| w.contains(words)),
+                "no `{words}` in {warnings:#?}"
+            );
+        }
+    });
+}
+
+#[test]
 fn what_cannot_be_carried_is_named() {
     world(|| {
         segment(&["a"]);
