@@ -28,7 +28,7 @@ pub(super) fn here() -> Result<Network, Error> {
     let (rules, lost) = rule::dump(&mut nl)?;
     not_carried.extend(lost);
     let neighbours = neigh::dump(&mut nl, &names)?;
-    let links: Vec<_> = seen.iter().map(link::Seen::image).collect();
+    let links: Vec<_> = seen.iter().map(|l| l.image(&names)).collect();
     for strange in links
         .iter()
         .filter(|l| matches!(l.kind, LinkKind::Other(_)))

@@ -26,8 +26,13 @@ pub const IFLA_MACVLAN_MODE: u16 = 1;
 pub const IFLA_MACVLAN_FLAGS: u16 = 2;
 pub const IFLA_IPVLAN_MODE: u16 = 1;
 pub const IFLA_IPVLAN_FLAGS: u16 = 2;
+pub const IFLA_VXLAN_LINK: u16 = 3;
+pub const IFLA_VXLAN_REMCSUM_TX: u16 = 21;
+pub const IFLA_VXLAN_REMCSUM_RX: u16 = 22;
+pub const IFLA_VXLAN_TTL_INHERIT: u16 = 28;
 pub const IFLA_BR_STP_STATE: u16 = 5;
 pub const IFLA_BR_VLAN_FILTERING: u16 = 7;
+pub const IFLA_BR_MULTI_BOOLOPT: u16 = 46;
 pub const RTM_NEWLINKPROP: u16 = 108;
 pub const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 

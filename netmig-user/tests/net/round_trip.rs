@@ -1,5 +1,5 @@
 //! What a snapshot says of a container is what a snapshot says of its copy.
-use netmig_core::image::v1::net::Network;
+use netmig_core::image::v1::net::{Link, LinkKind, Network};
 use netmig_user::net;
 
 use crate::world::{MOVE, attach, container, ns, on, segment, sh, world};
@@ -316,6 +316,98 @@ fn a_container_with_everything() {
         .unwrap();
         assert_eq!(created.warnings, [] as [&str; 0]);
         same(&image, &net::snapshot(&ns("dst")).unwrap());
+    });
+}
+
+/// What a container that has networks of its own has inside. Kinds that this kernel lacks are left out.
+const INSIDE: &str = "
+    ip link add inner0 address 02:00:00:00:02:01 type veth peer name inner1 address 02:00:00:00:02:02
+    ip link set inner1 mtu 1300
+    ip link add br7 address 02:00:00:00:02:07 type bridge ageing_time 4200 stp_state 1 forward_delay 400 priority 4096 mcast_snooping 0
+    ip link set inner1 master br7 up; ip link set inner0 up; ip link set br7 up
+    ip addr add 10.7.0.1/24 dev br7; ip addr add 10.7.0.2/24 dev inner0
+    ip route add 10.70.0.0/16 via 10.7.0.9 dev br7
+    ip link add vx0 address 02:00:00:00:02:09 type vxlan id 77 remote 192.0.2.99 dstport 4789 dev eth0 ttl 9 nolearning
+    ip link set vx0 master br7 up
+    ip link add vx1 type vxlan id 78 local 192.0.2.10 dstport 4790 && ip link set vx1 mtu 1234
+    ip link add tags type ifb 2>/dev/null && ip link set tags up
+    ip link add link eth0 name eth0.5 type vlan id 5 egress-qos-map 1:2 2>/dev/null && ip link set eth0.5 up && ip addr add 10.5.0.1/24 dev eth0.5
+    ip link add link eth0.5 name q type vlan id 6 2>/dev/null || true
+    ip link add red type vrf table 99 2>/dev/null && ip link set red up
+    true";
+
+#[test]
+fn links_inside_the_namespace() {
+    world(|| {
+        segment(&["a", "b"]);
+        container("a", "src", "02:00:00:00:00:10");
+        on("src", || sh(INSIDE));
+        let image = net::snapshot(&ns("src")).unwrap();
+        let inside = |l: &Link| matches!(l.kind, LinkKind::Pair { .. } | LinkKind::Virtual { .. });
+        assert!(
+            image.links.iter().filter(|l| inside(l)).count() >= 5,
+            "{:#?}",
+            image.links
+        );
+        assert_eq!(image.not_carried, [] as [&str; 0]);
+        let created = on("b", || {
+            net::create(&ns("dst"), &image, &attach(), MOVE, &mut |_| Ok(()))
+        })
+        .unwrap();
+        assert_eq!(created.warnings, [] as [&str; 0]);
+        same(&image, &net::snapshot(&ns("dst")).unwrap());
+        let shown = |name: &str| {
+            on(name, || {
+                sh("ip -d -o link show master br7 | sed 's/@.*:/:/' | cut -d' ' -f2 | sort")
+            })
+        };
+        assert_eq!(shown("dst"), shown("src"));
+        let left = on("b", || net::remove(&created));
+        assert!(left.is_empty() && !ns("dst").exists(), "{left:?}");
+    });
+}
+
+#[test]
+fn links_that_lie_on_what_is_not_there_are_refused() {
+    world(|| {
+        segment(&["a", "b"]);
+        container("a", "src", "02:00:00:00:00:10");
+        on("src", || sh(INSIDE));
+        let image = net::snapshot(&ns("src")).unwrap();
+        let refused = |change: &dyn Fn(&mut Network)| {
+            let mut image = image.clone();
+            change(&mut image);
+            let made = on("b", || {
+                net::create(&ns("dst"), &image, &attach(), MOVE, &mut |_| Ok(()))
+            });
+            assert!(!ns("dst").exists());
+            made.unwrap_err().to_string()
+        };
+        let without = refused(&|n| n.links.retain(|l| l.name != "br7"));
+        assert!(
+            without.contains("link inner1 needs link br7, which the container does not have"),
+            "{without}"
+        );
+        let unknown = refused(&|n| {
+            for link in &mut n.links {
+                if let LinkKind::Virtual { kind, .. } = &mut link.kind {
+                    *kind = "nlmon".to_owned();
+                }
+            }
+        });
+        assert!(
+            unknown.contains("link br7 is a nlmon device, which cannot be made here"),
+            "{unknown}"
+        );
+        let circle = refused(&|n| {
+            for link in &mut n.links {
+                let own = link.name.clone();
+                if let LinkKind::Virtual { parent, .. } = &mut link.kind {
+                    *parent = Some(own);
+                }
+            }
+        });
+        assert!(circle.contains("lie on each other in a circle"), "{circle}");
     });
 }
 

@@ -199,6 +199,20 @@ pub enum LinkKind {
     },
     /// A device without another end.
     Dummy,
+    /// One end of a pair whose other end is in the namespace too.
+    Pair {
+        /// Name of the other end.
+        other: String,
+    },
+    /// A device that lives in the namespace alone: bridge, vlan, vxlan, vrf, ifb.
+    Virtual {
+        /// rtnetlink's kind.
+        kind: String,
+        /// Name of the link that it lies on, if it lies on one.
+        parent: Option<String>,
+        /// Its settings, by the number that they have among the attributes of the kind.
+        settings: Vec<Setting>,
+    },
     /// Anything else: rtnetlink's kind, `physical` where it has none.
     Other(String),
 }
@@ -211,9 +225,20 @@ impl fmt::Display for LinkKind {
             Self::Macvlan { .. } => "macvlan",
             Self::Ipvlan { .. } => "ipvlan",
             Self::Dummy => "dummy",
+            Self::Pair { .. } => "veth",
+            Self::Virtual { kind, .. } => kind,
             Self::Other(kind) => kind,
         })
     }
+}
+
+/// A setting of a link, as the kernel writes and reads it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Setting {
+    /// IFLA_*: its number.
+    pub number: u16,
+    /// Its bytes; numbers are in the order of the architecture, which both hosts have in common.
+    pub value: Vec<u8>,
 }
 
 /// One link.
@@ -235,6 +260,8 @@ pub struct Link {
     pub txqueuelen: u32,
     /// Interface group.
     pub group: u32,
+    /// Name of the bridge or VRF of the namespace that it is enslaved to.
+    pub master: Option<String>,
     /// Largest GSO packet in bytes, if it was lowered or raised from the kernel's 65536.
     pub gso_max_size: Option<u32>,
     /// Most segments of a GSO packet, if changed from the kernel's 65535.
