@@ -402,6 +402,11 @@ fn fill(network: &Network, quieted: &[Sysctl]) -> Result<Vec<String>, Error> {
         let index = indices.get(&wanted.name).copied().unwrap_or_default();
         link::up(&mut nl, index).doing(|| format!("bringing up link {}", wanted.name))?;
     }
+    // A VLAN comes up with the link that it lies on (vlan_device_event()).
+    for wanted in network.links.iter().filter(|l| !l.is_up()) {
+        let index = indices.get(&wanted.name).copied().unwrap_or_default();
+        link::down(&mut nl, index).doing(|| format!("taking down link {}", wanted.name))?;
+    }
     await_carrier(&mut nl, network)?;
     addr::converge(&mut nl, &names, &indices, &network.addresses)?;
     route::converge(&mut nl, &names, &indices, &network.routes)?;

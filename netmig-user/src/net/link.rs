@@ -131,6 +131,10 @@ impl Seen {
                     return None;
                 }
                 let value = match (kind, a.value.first_chunk::<4>()) {
+                    // struct ifla_vlan_flags: written with a mask of all bits, read with those that there are (vlan_dev_change_flags()).
+                    ("vlan", Some(flags)) if a.kind == IFLA_VLAN_FLAGS => {
+                        [*flags, VLAN_FLAGS.to_ne_bytes()].concat()
+                    }
                     // Written as a number, read as a flag without content.
                     ("vxlan", _) if a.kind == IFLA_VXLAN_TTL_INHERIT => Vec::new(),
                     // struct br_boolopt_multi: values, and which are meant. It names all that the kernel knows, and refuses those for

@@ -26,6 +26,9 @@ pub const IFLA_MACVLAN_MODE: u16 = 1;
 pub const IFLA_MACVLAN_FLAGS: u16 = 2;
 pub const IFLA_IPVLAN_MODE: u16 = 1;
 pub const IFLA_IPVLAN_FLAGS: u16 = 2;
+pub const IFLA_VLAN_FLAGS: u16 = 2;
+/// REORDER_HDR, GVRP, LOOSE_BINDING, MVRP, BRIDGE_BINDING.
+pub const VLAN_FLAGS: u32 = 0x1f;
 pub const IFLA_VXLAN_LINK: u16 = 3;
 pub const IFLA_VXLAN_REMCSUM_TX: u16 = 21;
 pub const IFLA_VXLAN_REMCSUM_RX: u16 = 22;

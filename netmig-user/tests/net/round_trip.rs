@@ -333,6 +333,7 @@ const INSIDE: &str = "
     ip link add tags type ifb 2>/dev/null && ip link set tags up
     ip link add link eth0 name eth0.5 type vlan id 5 egress-qos-map 1:2 2>/dev/null && ip link set eth0.5 up && ip addr add 10.5.0.1/24 dev eth0.5
     ip link add link eth0.5 name q type vlan id 6 2>/dev/null || true
+    ip link add d0 address 02:00:00:00:02:0a type dummy 2>/dev/null && ip link set d0 up
     ip link add red type vrf table 99 2>/dev/null && ip link set red up
     true";
 
