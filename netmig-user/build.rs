@@ -47,10 +47,17 @@ fn build() -> Result<()> {
         env::set_var("CARGO_TERM_QUIET", "true");
         env::set_var("RUSTUP_LOG", "error");
     }
+    // A feature of this package that is one of the programs' too.
+    let features: &[&str] = if env::var_os("CARGO_FEATURE_AYA_LOG").is_some() {
+        &["aya-log"]
+    } else {
+        &[]
+    };
     aya_build::build_ebpf(
         [Package {
             name: "netmig-ebpf",
             root_dir: ebpf.to_str().context("the workspace's path is not UTF-8")?,
+            features,
             ..Package::default()
         }],
         Toolchain::Custom(&toolchain.name),

@@ -29,6 +29,7 @@ const WINDOW_MAX: i32 = 1 << 30;
 #[inline(always)]
 pub fn segment(ctx: &TcContext, direction: Direction, tally: &mut Tally) {
     if let Err(Left(why)) = try_segment(ctx, direction, tally) {
+        tell!(ctx, "left as it is: reason {}, {} bytes", why, ctx.len());
         count(&mut tally.unhandled, why);
     }
 }

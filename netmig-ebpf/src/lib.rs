@@ -4,6 +4,9 @@
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+#[macro_use]
+mod log;
+
 pub mod drain;
 pub mod maps;
 pub mod packet;

@@ -24,7 +24,7 @@ pub fn link(ctx: &TcContext, direction: Direction) -> i32 {
     let Some(tally) = tally(direction as u32) else {
         return DROP;
     };
-    let word = mode_word(tally);
+    let word = mode_word(ctx, tally);
     match ModeWord::mode_bits(word) {
         PASSES | EXPIRED => pass(ctx, tally),
         DRAINS => {
@@ -45,7 +45,7 @@ pub fn loopback(ctx: &TcContext) -> i32 {
     let Some(tally) = tally(LOOPBACK) else {
         return DROP;
     };
-    match ModeWord::mode_bits(mode_word(tally)) {
+    match ModeWord::mode_bits(mode_word(ctx, tally)) {
         PASSES | EXPIRED | DRAINS | OPENS => pass(ctx, tally),
         _ => {
             let mut key = FlowKey::default();
@@ -71,7 +71,7 @@ fn tally(index: u32) -> Option<&'static mut Tally> {
 
 /// The word that holds for this packet. A lease that has run out is latched, by whoever sees it first.
 #[inline(always)]
-fn mode_word(tally: &mut Tally) -> u64 {
+fn mode_word(ctx: &TcContext, tally: &mut Tally) -> u64 {
     // Without a word nothing passes; the kernel never fails to look up index 0 of an array.
     let Some(word) = MODE.get_ptr(0) else {
         return u64::MAX;
@@ -93,6 +93,7 @@ fn mode_word(tally: &mut Tally) -> u64 {
         // Granted, renewed or latched elsewhere in this moment: that holds.
         return found;
     }
+    tell!(ctx, "the deadline is over: mode {}", mode as u8);
     if mode as u8 == EXPIRED {
         tally.expired += 1;
     }
@@ -219,6 +220,7 @@ fn hold(ctx: &TcContext, tally: &mut Tally, protocol: u32) -> Option<i32> {
     let device = unsafe { (*ctx.skb.skb).ifindex };
     // SAFETY: 4 bytes, which user space replaces at once.
     let to = *unsafe { HOLDS.get(device) }?;
+    tell!(ctx, "held: protocol {}, {} bytes", protocol, ctx.len());
     count(&mut tally.held, protocol);
     tally.held_bytes += u64::from(ctx.len());
     if let Some(redirected) = ORDER.get_ptr_mut(REDIRECTED) {
@@ -238,6 +240,7 @@ fn order(index: u32) -> u64 {
 
 #[inline(always)]
 fn drop_packet(ctx: &TcContext, tally: &mut Tally, protocol: u32) -> i32 {
+    tell!(ctx, "dropped: protocol {}, {} bytes", protocol, ctx.len());
     count(&mut tally.dropped, protocol);
     tally.dropped_bytes += u64::from(ctx.len());
     DROP

@@ -19,12 +19,14 @@ fn checkpoint_copy_restore_moves_the_container_and_its_data() {
         netmig_peer: env!("CARGO_BIN_EXE_netmig-peer").into(),
         cache: root::cache().join("demo"),
         data: 8 << 20,
+        line: None,
         keep: false,
     })
     .expect("a lab with the container on a");
     let load = Load {
         families: Families::Ipv4,
         redis: 4,
+        redis_every_ms: 0,
         idle: 2,
         bulk_rate: Some(2_000_000),
         iperf3: true,

@@ -4,13 +4,19 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::PathBuf,
     process::{Command, ExitCode, ExitStatus},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::setup::{self, Purpose, Tell};
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use netmig_lab::{Bind, Cmd, Host as _, Lab, NamespaceHost, Options, lab};
+use netmig_lab::{
+    Bind, Cmd, Host as _, Lab, NamespaceHost, Options,
+    lab::{
+        self,
+        link::{self, Line, Rate, Share},
+    },
+};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -31,6 +37,8 @@ enum Verb {
         /// Show a file or directory of this machine in each host, read-only
         #[arg(long, value_name = "SOURCE:TARGET", value_parser = parse_bind)]
         bind: Vec<Bind>,
+        #[command(flatten)]
+        line: LineArguments,
     },
     /// Run a command on a host: a, b or peer
     Exec {
@@ -53,7 +61,7 @@ enum Verb {
 pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let name = &arguments.name;
     match &arguments.verb {
-        Verb::Up { binary, bind } => up(name, binary.as_ref(), bind),
+        Verb::Up { binary, bind, line } => up(name, binary.as_ref(), bind, line.line()),
         Verb::Exec { host, command } => exec(name, host, command),
         Verb::Status { json } => status(*json),
         Verb::Down => {
@@ -64,7 +72,60 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn up(name: &str, binary: Option<&PathBuf>, binds: &[Bind]) -> anyhow::Result<ExitCode> {
+/// The line between peer and the switch. Without any of these it is a cable; with a rate, loss, reordering or doubling it carries no
+/// super-packets
+#[derive(Args)]
+struct LineArguments {
+    /// There and back, as in 20ms
+    #[arg(long, value_name = "TIME", value_parser = link::time)]
+    rtt: Option<Duration>,
+    /// Each way, as in 400mbit
+    #[arg(long)]
+    rate: Option<Rate>,
+    /// How long a packet waits at most for its turn at the rate, as in 40ms; one that would wait longer is dropped
+    #[arg(long, value_name = "TIME", value_parser = link::time, requires = "rate")]
+    queue: Option<Duration>,
+    /// Share of packets that are lost, as in 0.1%
+    #[arg(long, value_name = "SHARE")]
+    loss: Option<Share>,
+    /// Share of packets that come 1 ms late, behind what was sent after them
+    #[arg(long, value_name = "SHARE")]
+    reorder: Option<Share>,
+    /// Share of packets that come twice
+    #[arg(long, value_name = "SHARE")]
+    duplicate: Option<Share>,
+    /// Which packets; the same for the same seed
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl LineArguments {
+    /// None if nothing was asked for.
+    fn line(&self) -> Option<Line> {
+        let line = Line {
+            rtt: self.rtt.unwrap_or_default(),
+            rate: self.rate,
+            queue: self.queue,
+            loss: self.loss.unwrap_or_default(),
+            reorder: self.reorder.unwrap_or_default(),
+            duplicate: self.duplicate.unwrap_or_default(),
+            seed: self.seed,
+        };
+        (line
+            != Line {
+                seed: self.seed,
+                ..Line::default()
+            })
+        .then_some(line)
+    }
+}
+
+fn up(
+    name: &str,
+    binary: Option<&PathBuf>,
+    binds: &[Bind],
+    line: Option<Line>,
+) -> anyhow::Result<ExitCode> {
     setup::require_root("a lab")?;
     setup::ready(&[Purpose::Lab], Tell::Work)?;
     let began = Instant::now();
@@ -72,6 +133,7 @@ fn up(name: &str, binary: Option<&PathBuf>, binds: &[Bind]) -> anyhow::Result<Ex
         binary: binary.cloned().or_else(newest_binary),
         binds: binds.to_vec(),
         keep: true,
+        line,
         ..Options::default()
     };
     let lab = Lab::up(name, &options)?;
@@ -84,6 +146,9 @@ fn up(name: &str, binary: Option<&PathBuf>, binds: &[Bind]) -> anyhow::Result<Ex
     match &options.binary {
         Some(binary) => println!("netmig-user is {}", binary.display()),
         None => println!("netmig-user is not built yet: the hosts have none"),
+    }
+    if let Some(line) = line {
+        println!("peer's line: {line}");
     }
     println!("lab {name} is up after {} ms", began.elapsed().as_millis());
     Ok(ExitCode::SUCCESS)

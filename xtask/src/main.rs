@@ -11,7 +11,6 @@ mod vm;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use setup::{Purpose, Tell};
 
 #[derive(Parser)]
 #[command(
@@ -49,8 +48,8 @@ fn main() -> ExitCode {
         Verb::Build(arguments) => build_cmd::main(&arguments),
         Verb::Test(arguments) => test::main(&arguments),
         Verb::Lab(arguments) => lab::main(&arguments),
-        Verb::Run(arguments) => prepared().and_then(|()| run::run(&arguments)),
-        Verb::Bench(arguments) => prepared().and_then(|()| bench::run(arguments)),
+        Verb::Run(arguments) => run::run(&arguments),
+        Verb::Bench(arguments) => bench::run(arguments),
         Verb::Vm(arguments) => vm::main(&arguments),
     };
     match done {
@@ -60,10 +59,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// What a verb needs that builds netmig and moves a container between hosts.
-fn prepared() -> anyhow::Result<()> {
-    setup::require_root("a lab")?;
-    setup::ready(&[Purpose::Build, Purpose::Lab], Tell::All)
 }

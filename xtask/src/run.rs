@@ -23,6 +23,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
+    build_cmd,
     cargo::{self, Profile},
     setup::{self, Purpose, Tell},
 };
@@ -60,7 +61,7 @@ struct Summary<'a> {
 /// What could not be built, brought up or asked. A demo that ran and showed something bad is no error but exit status 1.
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if !args.args.is_empty() {
-        let status = Command::new(programs()?.netmig_user)
+        let status = Command::new(build_cmd::binary(Profile::Release, Tell::Work)?)
             .args(&args.args)
             .status()
             .context("running netmig-user")?;
@@ -69,6 +70,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             .and_then(|c| u8::try_from(c).ok())
             .map_or(ExitCode::FAILURE, ExitCode::from));
     }
+    prepared()?;
     let began = Instant::now();
     let step = |what: &str| println!("[{:5.1} s] {what}", began.elapsed().as_secs_f64());
     step("set-up, build of netmig-user and netmig-peer");
@@ -183,6 +185,7 @@ pub fn parts(lab: &str, data: u64) -> anyhow::Result<Parts> {
         netmig_peer,
         cache: root::cache().join("demo"),
         data,
+        line: None,
         keep: false,
     })
 }
@@ -192,9 +195,17 @@ struct Programs {
     netmig_peer: PathBuf,
 }
 
+/// What a verb needs that builds netmig and moves a container between hosts.
+///
+/// # Errors
+/// Not root, or what could not be set up.
+pub fn prepared() -> anyhow::Result<()> {
+    setup::require_root("a lab")?;
+    setup::ready(&[Purpose::Build, Purpose::Lab], Tell::All)
+}
+
 /// Builds the programs as they would be shipped; cargo itself knows when there is nothing to do.
 fn programs() -> anyhow::Result<Programs> {
-    setup::ready(&[Purpose::Build, Purpose::Lab], Tell::Work)?;
     let mut build = cargo::cargo("build")?;
     build.args([
         "--release",

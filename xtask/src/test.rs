@@ -157,8 +157,20 @@ fn unit(arguments: &Arguments) -> anyhow::Result<Tally> {
         "--lib",
         "--bins",
     ]);
+    // With the feature the programs are others, which the verifier must take too.
+    let mut telling = cargo::cargo("test")?;
+    telling.args([
+        "--no-fail-fast",
+        "--package",
+        "netmig-user",
+        "--features",
+        "aya-log",
+        "--lib",
+        "gate::tests::log",
+    ]);
     let mut sum = tests(&mut all, arguments)?;
     sum += tests(&mut library, arguments)?;
+    sum += tests(&mut telling, arguments)?;
     Ok(sum)
 }
 

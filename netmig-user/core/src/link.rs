@@ -73,6 +73,45 @@ pub enum Refused {
         /// The newest one known.
         known: Epoch,
     },
+    /// A connection beside the control connection, of another life than that one's.
+    #[error("the connection comes from {got:?}, but the move's control connection from {known:?}")]
+    Stranger {
+        /// Its life.
+        got: Life,
+        /// The life that has spoken, if one has.
+        known: Option<Life>,
+    },
+}
+
+/// Whether the Hello of a connection beside the control connection belongs to move `mv` and to the life that `met` has spoken on that one.
+///
+/// # Errors
+/// [`Refused::Protocol`], [`Refused::Move`] or [`Refused::Stranger`].
+pub fn joins(hello: &Hello, mv: MoveId, met: Option<Life>) -> Result<(), Refused> {
+    understands(hello, mv)?;
+    if met != Some(hello.life) {
+        return Err(Refused::Stranger {
+            got: hello.life,
+            known: met,
+        });
+    }
+    Ok(())
+}
+
+fn understands(hello: &Hello, mv: MoveId) -> Result<(), Refused> {
+    if hello.protocol != PROTOCOL {
+        return Err(Refused::Protocol {
+            protocol: hello.protocol,
+            version: hello.version.clone(),
+        });
+    }
+    if hello.mv != mv {
+        return Err(Refused::Move {
+            got: hello.mv,
+            expected: mv,
+        });
+    }
+    Ok(())
 }
 
 /// A numbered message that does not continue the conversation: the connection is to be closed and dialled anew.
@@ -129,20 +168,14 @@ impl<Out: Clone, In> Conversation<Out, In> {
         }
     }
 
+    /// The life of the other end that has spoken last.
+    pub fn peer(&self) -> Option<Life> {
+        self.peer
+    }
+
     /// The other end's Hello on a new control connection, which replaces any older one.
     pub fn greet(&mut self, hello: &Hello) -> Result<Met, Refused> {
-        if hello.protocol != PROTOCOL {
-            return Err(Refused::Protocol {
-                protocol: hello.protocol,
-                version: hello.version.clone(),
-            });
-        }
-        if hello.mv != self.mv {
-            return Err(Refused::Move {
-                got: hello.mv,
-                expected: self.mv,
-            });
-        }
+        understands(hello, self.mv)?;
         // What it counts is about this life of ours only if it has met it.
         let last_seen = if hello.peer == Some(self.life) {
             hello.last_seen

@@ -5,6 +5,7 @@ use crate::{
     image::v1::{conntrack::Remembered, net::Network, sock::Sockets},
 };
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Version of the messages in this file; another one is refused at `Hello`.
 pub const PROTOCOL: u32 = 1;
@@ -56,6 +57,19 @@ pub enum Channel {
     /// While the plan is made: how fast the link is. After the Hello first [`PINGS`] bytes, each answered by one, then at most
     /// [`BURST_BLOCKS`] blocks of [`BURST_BLOCK`] bytes, each answered by one.
     Measure,
+}
+
+impl fmt::Display for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Control => "control",
+            Self::Bulk => "bulk",
+            Self::Rsync { .. } => "rsync",
+            Self::Hold => "hold",
+            Self::Image => "image",
+            Self::Measure => "measure",
+        })
+    }
 }
 
 /// The durable word of one side, read from its journal: all that may be concluded after a crash.

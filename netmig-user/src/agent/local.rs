@@ -51,6 +51,20 @@ pub enum Decision {
     GiveUp,
 }
 
+/// Which connections settle before the freeze, and in which direction: their senders are told to stop, and what is in flight arrives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub enum Drain {
+    /// None.
+    Off,
+    /// Those in which the container sends bulk.
+    Out,
+    /// All, in both directions.
+    Both,
+    /// Those with bulk, in its direction: a drained request would be a longer pause.
+    #[default]
+    Auto,
+}
+
 /// A move as asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveSpec {
@@ -66,6 +80,8 @@ pub struct MoveSpec {
     pub mounts: Vec<(PathBuf, netmig_core::container::MountFate)>,
     /// Objections that the operator waives, by their key.
     pub allow: Vec<String>,
+    /// Which connections settle before the freeze.
+    pub drain: Drain,
     /// Longest drain in ms; 0: none.
     pub drain_limit_ms: u64,
     /// Longest blackout accepted, in ms.

@@ -3,6 +3,7 @@
 //! Everything reaches it through one unix socket ([`paths::socket`]): clients (`migrate`, `recover`, ...), CRIU's hooks, the runtime shims,
 //! and the pipes of `agent --stdio` behind which another host's agent speaks. Whoever needs it and finds none starts it ([`start::connect`]).
 pub mod hook;
+pub mod kept;
 pub mod local;
 pub mod pace;
 pub mod paths;

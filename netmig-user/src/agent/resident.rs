@@ -21,6 +21,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
+    kept,
     local::{self, Decision, Greeting, Known, MoveSpec, Say, Told},
     paths,
 };
@@ -187,27 +188,16 @@ fn take_up(moves: &Moves) {
         if entry.path().join("target").exists() {
             match target::recover(mv) {
                 Ok(Some(start)) => spawn_target(moves, mv, start),
-                Ok(None) => sweep(mv),
+                Ok(None) => kept::sweep(mv),
                 Err(e) => warn!(%mv, "not taken up: {e:#}"),
             }
         } else {
             match source::recover(mv) {
                 Ok(Some(start)) => spawn_source(moves, mv, start),
-                Ok(None) => sweep(mv),
+                Ok(None) => kept::sweep(mv),
                 Err(e) => warn!(%mv, "not taken up: {e:#}"),
             }
         }
-    }
-}
-
-/// Removes what is volatile of a move that is over, or was never begun: the agent that should have done it died before.
-fn sweep(mv: MoveId) {
-    let dir = paths::run(mv);
-    match fs::remove_dir_all(&dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            warn!(%mv, "removing {}: {e}", dir.display())
-        }
-        _ => {}
     }
 }
 

@@ -8,7 +8,7 @@ use netmig_core::{
     proto::Attach,
 };
 
-use crate::wire::dial::Destination;
+use crate::{agent::local::Drain, wire::dial::Destination};
 
 /// Moves a running container with its open connections to another host.
 ///
@@ -138,6 +138,10 @@ pub struct Migrate {
     /// What becomes of the container at the source: its record is kept (renamed, unable to start) or removed; volumes are never deleted
     #[arg(long, value_name = "WHAT", value_parser = ["keep", "remove"], default_value = "keep")]
     pub source: String,
+    /// Connections that settle before the freeze: those in which bulk flows, in its direction (auto); only where the container sends it (out);
+    /// all of them (both); none (off)
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = Drain::Auto, hide_possible_values = true)]
+    pub drain: Drain,
     /// Longest time to let data in flight settle before the freeze; 0: none
     #[arg(long, value_name = "MS", default_value_t = 200)]
     pub drain_limit: u64,
@@ -188,12 +192,81 @@ pub struct Check {
 /// Arguments of `gate`.
 #[derive(Debug, Args)]
 pub struct Gate {
+    /// What to do with gates.
+    #[command(subcommand)]
+    pub verb: GateVerb,
+}
+
+/// What to do with gates.
+#[derive(Debug, Subcommand)]
+pub enum GateVerb {
+    /// The gates that stand on this host: mode, deadline, devices, counters
+    Status(GateStatus),
+    /// Put a container's gate into a mode, outside of any move; one is attached if there is none
+    Set(GateSet),
+    /// Take a gate off that no move needs any more
+    Clear(GateWhich),
+}
+
+/// Arguments of `gate status`.
+#[derive(Debug, Args)]
+pub struct GateStatus {
     /// Only this move's
     #[arg(value_name = "MOVE")]
     pub mv: Option<MoveId>,
+    /// With the TCP connections that were seen since the last drain began
+    #[arg(long)]
+    pub flows: bool,
     /// Write it as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `gate set`.
+#[derive(Debug, Args)]
+pub struct GateSet {
+    /// `pass`: count, nothing else. `drain`: TCP windows go to zero as what is in flight arrives. `closed`: nothing passes, it is dropped and
+    /// counted
+    #[arg(value_enum)]
+    pub mode: GateMode,
+    /// After so many seconds a gate that drains or is closed passes by itself
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub lease: u64,
+    /// Which gate.
+    #[command(flatten)]
+    pub which: GateWhich,
+}
+
+/// A mode that a person may set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum GateMode {
+    /// Counts, nothing else.
+    Pass,
+    /// TCP windows go to zero as what is in flight arrives.
+    Drain,
+    /// Nothing passes.
+    Closed,
+}
+
+/// Which gate.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct GateWhich {
+    /// At the links of a podman container, by name or id
+    #[arg(long, value_name = "NAME")]
+    pub podman: Option<String>,
+    /// At the links of a runc container, by id
+    #[arg(long, value_name = "ID")]
+    pub runc: Option<String>,
+    /// At the links of a crun container, by id
+    #[arg(long, value_name = "ID")]
+    pub crun: Option<String>,
+    /// At the links of a program that hands itself over, by the name it has registered
+    #[arg(long, value_name = "NAME")]
+    pub handoff: Option<String>,
+    /// That of a move, or one set by hand, by its id
+    #[arg(long = "move", value_name = "MOVE")]
+    pub mv: Option<MoveId>,
 }
 
 /// Arguments of `recover`.

@@ -1,49 +1,62 @@
-//! `netmig-user gate`: the gates that stand on this host, with mode and counters.
-use std::{fs, io};
+//! `netmig-user gate`: the gates that stand on this host, and one set by hand.
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use netmig_core::id::MoveId;
+use netmig_common::Mode;
 
-use super::args;
-use crate::{agent::paths, gate::Gate};
+use super::args::{self, GateMode, GateVerb, GateWhich};
+use crate::{
+    driver::by_hand::{self, Which},
+    gate::status::{Gates, SCHEMA, Status},
+};
 
-/// Prints them.
+/// Shows, sets, or takes off.
 pub fn run(args: &args::Gate) -> Result<()> {
-    let mut gates = Vec::new();
-    for mv in pinned()? {
-        if args.mv.is_some_and(|only| only != mv) {
-            continue;
+    match &args.verb {
+        GateVerb::Status(args) => status(args),
+        GateVerb::Set(args) => {
+            let mode = match args.mode {
+                GateMode::Pass => Mode::Pass,
+                GateMode::Drain => Mode::Drain,
+                GateMode::Closed => Mode::Closed,
+            };
+            let gate = by_hand::set(which(&args.which)?, mode, Duration::from_secs(args.lease))?;
+            print!("{}", Status::of(&gate, false)?);
+            Ok(())
         }
-        let gate = Gate::reopen(mv, &paths::pins(mv))
-            .with_context(|| format!("opening the gate of move {mv}"))?;
-        gates.push((mv, gate.mode()?, gate.counters()?));
+        GateVerb::Clear(args) => {
+            println!("gate {} is gone", by_hand::clear(which(args)?)?);
+            Ok(())
+        }
     }
+}
+
+fn status(args: &args::GateStatus) -> Result<()> {
+    let gates = by_hand::all()?
+        .iter()
+        .filter(|gate| args.mv.is_none_or(|only| only == gate.mv()))
+        .map(|gate| {
+            Status::of(gate, args.flows).with_context(|| format!("the gate of move {}", gate.mv()))
+        })
+        .collect::<Result<Vec<_>>>()?;
     if args.json {
-        let rows: Vec<_> = gates
-            .iter()
-            .map(|(mv, word, counters)| serde_json::json!({"move": mv.to_string(), "mode": format!("{word:?}"), "counters": format!("{counters:?}")}))
-            .collect();
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        let gates = Gates {
+            schema: SCHEMA,
+            gates,
+        };
+        println!("{}", serde_json::to_string_pretty(&gates)?);
     } else if gates.is_empty() {
         println!("no gate stands on this host");
     } else {
-        for (mv, word, counters) in gates {
-            println!("{mv}  {word:?}\n  {counters:?}");
-        }
+        gates.iter().for_each(|gate| print!("{gate}"));
     }
     Ok(())
 }
 
-fn pinned() -> Result<Vec<MoveId>> {
-    let root = paths::pins(MoveId([0; 16]));
-    let root = root.parent().context("the pins have a directory")?;
-    let dir = match fs::read_dir(root) {
-        Ok(dir) => dir,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(e).with_context(|| format!("reading {}", root.display())),
-    };
-    Ok(dir
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect())
+fn which(args: &GateWhich) -> Result<Which<'_>> {
+    let container = args::named(&args.podman, &args.runc, &args.crun, &args.handoff)
+        .map(|(manager, name)| Which::Container(manager, name));
+    container
+        .or(args.mv.map(Which::Move))
+        .context("which container or move?")
 }

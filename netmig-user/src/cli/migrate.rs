@@ -6,7 +6,7 @@ use netmig_core::report::{Outcome, Report};
 
 use super::{args, follow};
 use crate::agent::{
-    local::{self, Greeting, MoveSpec},
+    local::{self, Drain, Greeting, MoveSpec},
     start,
 };
 
@@ -59,6 +59,7 @@ fn spec(args: &args::Migrate) -> Result<MoveSpec> {
     let (manager, name) = args::named(&args.podman, &args.runc, &args.crun, &args.handoff)
         .context("which container?")?;
     Ok(MoveSpec {
+        drain: args.drain,
         drain_limit_ms: args.drain_limit,
         lease_ms: args.lease,
         hold_limit: args.hold_limit,
@@ -93,6 +94,7 @@ fn base(
         remote_command,
         mounts: how.mounts.clone(),
         allow: how.allow.clone(),
+        drain: Drain::default(),
         drain_limit_ms: 200,
         max_blackout_ms: how.max_blackout,
         lease_ms: 10_000,

@@ -9,8 +9,10 @@ use tracing::warn;
 use crate::engine::criu::hook::HookReply;
 
 pub mod bulk;
+pub mod by_hand;
 pub mod clock;
 pub mod feed;
+pub mod hint;
 pub mod hold;
 pub mod journal;
 pub mod look;

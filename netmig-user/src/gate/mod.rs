@@ -15,10 +15,13 @@ mod attachment;
 mod drain;
 mod error;
 pub mod hold;
+#[cfg(feature = "aya-log")]
+mod log;
 mod netlink;
 mod object;
 mod record;
 mod shared;
+pub mod status;
 #[cfg(test)]
 mod tests;
 mod word;
@@ -91,6 +94,8 @@ impl Gate {
             for point in points {
                 gate.add_via(point, via)?;
             }
+            #[cfg(feature = "aya-log")]
+            gate.tell_log();
             Ok(gate)
         })();
         if attached.is_err() {
@@ -248,6 +253,12 @@ impl Gate {
     /// Where the gate stands.
     pub fn points(&self) -> impl Iterator<Item = &Point> {
         self.records.iter().map(|r| &r.point)
+    }
+
+    /// Which move it belongs to.
+    #[must_use]
+    pub fn mv(&self) -> MoveId {
+        self.mv
     }
 
     /// Which end of the move this is.

@@ -164,7 +164,7 @@ fn narrow(epoch: Epoch) -> Result<u16, Error> {
 }
 
 /// CLOCK_BOOTTIME in ms, as `bpf_ktime_get_boot_ns` sees it: it goes on while the host is suspended.
-fn now_ms() -> Result<u64, Error> {
+pub(super) fn now_ms() -> Result<u64, Error> {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_err(|e| Error::Clock(e.into()))?;
     Ok(u64::try_from(Duration::from(now).as_millis()).unwrap_or(u64::MAX))
 }

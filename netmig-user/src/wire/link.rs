@@ -6,7 +6,7 @@ use std::time::Duration;
 use netmig_core::{
     frame::Frame,
     id::{Life, MoveId},
-    link::{Conversation, Met},
+    link::{Conversation, Met, Refused},
     proto::{Channel, Hello, Word},
 };
 use tokio::{
@@ -40,6 +40,7 @@ pub enum LinkEvent<In> {
 pub struct Link<Out> {
     outgoing: mpsc::UnboundedSender<Order<Out>>,
     word: watch::Sender<Word>,
+    met: watch::Receiver<Option<Life>>,
 }
 
 enum Order<Out> {
@@ -65,17 +66,23 @@ where
     {
         let (outgoing, orders) = mpsc::unbounded_channel();
         let (tx, rx) = watch::channel(word);
+        let (meets, met) = watch::channel(None);
         tokio::spawn(
             Loop {
                 conversation: Conversation::new(mv, life),
                 orders,
                 word: rx,
+                meets,
                 news,
                 pending: Vec::new(),
             }
             .dial(dialer),
         );
-        Self { outgoing, word: tx }
+        Self {
+            outgoing,
+            word: tx,
+            met,
+        }
     }
 
     /// The target's link: waits for connections handed over by [`Self::take`].
@@ -90,17 +97,23 @@ where
     {
         let (outgoing, orders) = mpsc::unbounded_channel();
         let (tx, rx) = watch::channel(word);
+        let (meets, met) = watch::channel(None);
         tokio::spawn(
             Loop {
                 conversation: Conversation::new(mv, life),
                 orders,
                 word: rx,
+                meets,
                 news,
                 pending: Vec::new(),
             }
             .wait(),
         );
-        Self { outgoing, word: tx }
+        Self {
+            outgoing,
+            word: tx,
+            met,
+        }
     }
 
     /// Queues a message; it is kept until the other end has it.
@@ -116,6 +129,12 @@ where
     /// What the journal says from now on; the next Hello carries it.
     pub fn set_word(&self, word: Word) {
         self.word.send_replace(word);
+    }
+
+    /// The life of the other end that has spoken last on this link.
+    #[must_use]
+    pub fn peer(&self) -> Option<Life> {
+        *self.met.borrow()
     }
 
     /// Waits until the other end has every message, at most `limit`. False if it has not.
@@ -137,6 +156,7 @@ struct Loop<Out, In, News> {
     conversation: Conversation<Out, In>,
     orders: mpsc::UnboundedReceiver<Order<Out>>,
     word: watch::Receiver<Word>,
+    meets: watch::Sender<Option<Life>>,
     news: News,
     pending: Vec<oneshot::Sender<()>>,
 }
@@ -242,7 +262,7 @@ where
     }
 
     async fn converse_accepted(&mut self, hello: &Hello, pipe: &mut Pipe) -> Ended {
-        let met = match self.conversation.greet(hello) {
+        let met = match self.greet(hello) {
             Ok(met) => met,
             Err(refused) => {
                 // Our own Hello tells the other end what does not fit.
@@ -261,6 +281,13 @@ where
         self.pump(pipe).await
     }
 
+    /// Who has greeted is known before our own Hello lets the other end open more connections.
+    fn greet(&mut self, hello: &Hello) -> Result<Met, Refused> {
+        let met = self.conversation.greet(hello)?;
+        self.meets.send_replace(self.conversation.peer());
+        Ok(met)
+    }
+
     async fn say_hello(&self, pipe: &mut Pipe) -> Result<(), String> {
         let word = *self.word.borrow();
         let hello = self
@@ -272,7 +299,7 @@ where
     }
 
     async fn converse(&mut self, hello: Hello, pipe: &mut Pipe) -> Ended {
-        match self.conversation.greet(&hello) {
+        match self.greet(&hello) {
             Ok(met) => self.up(met, &hello),
             Err(refused) => return Ended::Broken(refused.to_string()),
         }

@@ -60,6 +60,14 @@ impl Moved {
 /// # Errors
 /// It wrote no report; what it said instead.
 pub fn migrate(from: &dyn Host, to: &dyn Host) -> Result<Moved, Error> {
+    migrate_with(from, to, &[])
+}
+
+/// The same, with more options.
+///
+/// # Errors
+/// As [`migrate`].
+pub fn migrate_with(from: &dyn Host, to: &dyn Host, more: &[&str]) -> Result<Moved, Error> {
     from.run(&["rm", "-f", REPORT])?;
     let target = format!("ssh://{}", to.name());
     let migrate = [
@@ -73,7 +81,7 @@ pub fn migrate(from: &dyn Host, to: &dyn Host) -> Result<Moved, Error> {
         REPORT,
     ];
     let began_ns = clock::now_ns();
-    let output = from.exec(&Cmd::new(migrate).limit(LIMIT))?;
+    let output = from.exec(&Cmd::new(migrate).args(more.iter().copied()).limit(LIMIT))?;
     let ended_ns = clock::now_ns();
     let said = || format!("{}: {}{}", output.status, output.errors(), output.text());
     let error = |what: String| Error::Client {

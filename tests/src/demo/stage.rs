@@ -4,6 +4,7 @@ use std::{path::PathBuf, thread, time::Duration};
 use super::{CONTAINER, Error, Image};
 use crate::{
     Bind, Cmd, Host, Lab, Options, demo,
+    lab::link::Line,
     peers::{Outcome, dataset, redis},
     workload::{Client, Running},
 };
@@ -32,6 +33,8 @@ pub struct Parts {
     pub cache: PathBuf,
     /// How much redis holds, bytes.
     pub data: u64,
+    /// Between the clients and the hosts; none: a cable.
+    pub line: Option<Line>,
     /// The lab stays up when the stage is dropped, with all that is in it.
     pub keep: bool,
 }
@@ -60,6 +63,7 @@ impl Stage {
             binary: parts.netmig_user.clone(),
             binds: vec![program],
             keep: parts.keep,
+            line: parts.line,
             ..Options::default()
         };
         let lab = Lab::up(&parts.lab, &options)?;

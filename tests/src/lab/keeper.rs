@@ -26,7 +26,7 @@ use nix::{
 };
 
 use super::{
-    cgroup, guest, init, keys, network,
+    cgroup, guest, init, keys, link, network,
     options::{HostSpec, SELF_IS_HELPER, Spec},
     state::{self, HostState, Keeper, State},
 };
@@ -110,7 +110,12 @@ fn keep() -> anyhow::Result<()> {
         host.pid = host.hear("pid")?.parse().context("reading a process id")?;
     }
     let guests = || spec.hosts.iter().filter(|host| host.guest);
-    network::make_switch(hosts.iter().map(|host| (host.spec, host.pid)), guests())?;
+    let counts = link::counts_path(&state::directory(&spec.name));
+    network::make_switch(
+        hosts.iter().map(|host| (host.spec, host.pid)),
+        guests(),
+        spec.line.map(|line| (line, counts.as_path())),
+    )?;
     for host in guests() {
         guest::leave_papers(&spec, host, &keys)
             .with_context(|| format!("writing what host {} is", host.name))?;

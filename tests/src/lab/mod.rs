@@ -6,6 +6,8 @@
 //!             ├── b:    the same
 //!             └── peer: the same
 //! ```
+//! With [`Options::line`], `peer` hangs at a [`link`]: a process that delays, limits and loses what goes to the switch and back.
+//!
 //! The keeper's end is the end of every process of the lab, and with them of every mount and namespace. What else there is, a
 //! directory under `/run/netmig-lab` and control groups, is found by the lab's name and removed by [`Lab::down`]; a lab that was
 //! made by [`Lab::up`] without [`Options::keep`] goes down with the process that made it, however that ends.
@@ -16,6 +18,7 @@ mod image;
 mod init;
 mod keeper;
 mod keys;
+pub mod link;
 mod mounts;
 mod network;
 mod options;
@@ -135,6 +138,21 @@ impl Lab {
     #[must_use]
     pub fn hosts(&self) -> &[NamespaceHost] {
         &self.hosts
+    }
+
+    /// What has happened on the line of [`Options::line`], at most a moment ago; none without one, or if nothing was sent.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the counts cannot be read.
+    pub fn line_counts(&self) -> Result<Option<link::Counts>, Error> {
+        let path = link::counts_path(&state::directory(&self.state.name));
+        let bytes = match fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(Error::file("reading", &path))?,
+        };
+        let counts = serde_json::from_slice(&bytes)
+            .map_err(|e| Error::file("understanding", &path)(e.into()))?;
+        Ok(Some(counts))
     }
 
     /// Host `a`, 192.0.2.1 and 2001:db8::1.

@@ -3,18 +3,25 @@ use std::{
     fmt::Write as _,
     fs,
     io::Write as _,
+    path::Path,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, bail};
 
-use super::options::HostSpec;
+use super::{
+    link::{self, Line},
+    options::HostSpec,
+};
 
 /// Makes the switch in this process's network namespace: a bridge that learns, one link to each of `hosts`, which is `eth0` there,
 /// and a TAP device for each of `guests`, of its name.
+///
+/// With a line, the hosts that are no place for containers hang at it.
 pub(super) fn make_switch<'a>(
     hosts: impl Iterator<Item = (&'a HostSpec, i32)>,
     guests: impl Iterator<Item = &'a HostSpec>,
+    line: Option<(Line, &Path)>,
 ) -> anyhow::Result<()> {
     // A switch does not speak on the segment: no router solicitation, no MLD report.
     sysctl("net/ipv6/conf/all/disable_ipv6", "1")?;
@@ -23,6 +30,13 @@ pub(super) fn make_switch<'a>(
         String::from("link add sw0 type bridge stp_state 0 mcast_snooping 0\nlink set sw0 up\n");
     for (host, pid) in hosts {
         let (name, mac) = (&host.name, host.mac());
+        if let Some((line, counts)) = line.filter(|_| !host.full) {
+            let far = format!("{name}-end");
+            // The process that joins them is the keeper's child and ends with it.
+            link::Ends::make(&far, name, line)?.join(line, counts)?;
+            batch += &link::places(&far, name, &mac, pid, "sw0");
+            continue;
+        }
         writeln!(
             batch,
             "link add name {name} type veth peer name eth0 address {mac} netns {pid}"

@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{keeper, state};
+use super::{keeper, link::Line, state};
 use crate::{Error, root};
 
 /// Choices for a lab.
@@ -23,6 +23,8 @@ pub struct Options {
     pub keep: bool,
     /// Hosts that are machines of their own ([`vm::Pair`](crate::vm::Pair)): each gets a port at the switch, and no namespaces.
     pub guests: Vec<String>,
+    /// The line between `peer` and the switch; none: a cable.
+    pub line: Option<Line>,
     /// The program `netmig-lab-helper`; otherwise NETMIG_LAB_HELPER, this program if it calls
     /// [`helper_main_if_called`](crate::helper_main_if_called), else one that lies beside this program.
     pub helper: Option<PathBuf>,
@@ -47,6 +49,8 @@ pub(crate) struct Spec {
     pub binds: Vec<Bind>,
     pub tied: bool,
     pub hosts: Vec<HostSpec>,
+    /// Of the host that is no place for containers.
+    pub line: Option<Line>,
 }
 
 impl Spec {
@@ -129,6 +133,7 @@ impl Options {
             root,
             binds,
             tied: !self.keep,
+            line: self.line,
             hosts: vec![
                 host("a", 1, true),
                 host("b", 2, true),

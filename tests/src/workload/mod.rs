@@ -32,6 +32,8 @@ pub struct Load {
     pub families: Families,
     /// Redis connections in all.
     pub redis: usize,
+    /// Between a redis connection's operations, ms.
+    pub redis_every_ms: u64,
     /// Silent connections in all.
     pub idle: usize,
     /// Bytes a second of each bulk stream (one a family and direction), 0 for as fast as it goes; none for no streams.
@@ -48,6 +50,7 @@ impl Default for Load {
         Self {
             families: Families::Both,
             redis: 50,
+            redis_every_ms: 0,
             idle: 10,
             bulk_rate: Some(10_000_000),
             iperf3: true,
@@ -65,7 +68,12 @@ impl Load {
             let family = if v6 { "v6" } else { "v4" };
             let half = |n: usize| self.families.share(n, v6);
             if half(self.redis) > 0 {
-                let more = ["--connections".to_owned(), half(self.redis).to_string()];
+                let more = [
+                    "--every".to_owned(),
+                    self.redis_every_ms.to_string(),
+                    "--connections".to_owned(),
+                    half(self.redis).to_string(),
+                ];
                 clients.push(client(
                     format!("redis-{family}"),
                     "redis",
@@ -167,6 +175,7 @@ mod tests {
         let load = Load {
             families: Families::Both,
             redis: 7,
+            redis_every_ms: 0,
             idle: 1,
             bulk_rate: None,
             iperf3: false,

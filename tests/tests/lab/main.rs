@@ -1,4 +1,5 @@
 //! The lab itself: it comes up, its hosts are real enough, two do not meet, and nothing is left of it.
+mod line;
 mod traces;
 
 use std::{

@@ -5,6 +5,7 @@ mod blackout;
 mod bundle;
 mod content;
 mod faults;
+mod gate;
 mod handoff;
 mod hold;
 mod machines;

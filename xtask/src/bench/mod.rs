@@ -1,10 +1,13 @@
 //! `cargo xtask bench`: netmig against the usual way and against its goals.
+mod gate;
 mod moves;
 mod report;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
+
+use crate::run;
 
 pub use report::{Bench, Goal, Row, Stats};
 
@@ -19,6 +22,8 @@ pub struct BenchArgs {
 enum What {
     /// The demo's container moved by netmig and by hand (checkpoint, scp, restore), in turn.
     Move(moves::MoveArgs),
+    /// What peers feel of a blackout, with the gate and with drop rules, over lines of different lengths.
+    Gate(gate::GateArgs),
 }
 
 /// Where the figures go.
@@ -34,8 +39,10 @@ struct Output {
 /// # Errors
 /// What could not be measured.
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
+    run::prepared()?;
     let (bench, output) = match args.what {
         What::Move(args) => (moves::run(&args)?, args.output),
+        What::Gate(args) => (gate::run(&args)?, args.output),
     };
     print!("{bench}");
     if let Some(path) = output.json {

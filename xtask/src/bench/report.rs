@@ -74,6 +74,23 @@ impl Bench {
             .collect()
     }
 
+    /// The conditions of a row that are not those of all rows, as `name value`.
+    fn different(&self, row: &Row) -> String {
+        let differs = |name: &String, value: &Value| {
+            self.rows
+                .iter()
+                .any(|other| other.name == row.name && other.params.get(name) != Some(value))
+        };
+        let different = row
+            .params
+            .iter()
+            .filter(|(name, value)| differs(name, value));
+        let different: Vec<_> = different
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
+        different.join(", ")
+    }
+
     /// Writes it as JSON.
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
         let mut text = serde_json::to_string_pretty(self)?;
@@ -108,8 +125,16 @@ impl Goal {
         Self { op: "<=", value }
     }
 
+    /// Not less than `value`.
+    pub fn at_least(value: f64) -> Self {
+        Self { op: ">=", value }
+    }
+
     fn met(self, stats: Stats) -> bool {
-        stats.median <= self.value
+        match self.op {
+            ">=" => stats.median >= self.value,
+            _ => stats.median <= self.value,
+        }
     }
 }
 
@@ -153,10 +178,16 @@ impl Row {
 impl fmt::Display for Bench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "kernel {}", self.kernel)?;
+        let mut said = String::new();
         for row in &self.rows {
             let Row {
                 name, unit, netmig, ..
             } = row;
+            let conditions = self.different(row);
+            if conditions != said {
+                writeln!(f, "{conditions}")?;
+                said = conditions;
+            }
             write!(
                 f,
                 "{name:<28} {:>10.1} {unit:<9} (p99 {:.1}, n {})",
@@ -221,12 +252,32 @@ mod tests {
     fn a_goal_is_met_or_missed_by_the_median() {
         let row =
             |goal| Row::new("pause", "ms", stats(&[10.0, 20.0, 90.0])).goal(Goal::at_most(goal));
+        let least = |goal| Row::new("kept", "", stats(&[0.9, 1.0, 1.0])).goal(Goal::at_least(goal));
+        assert_eq!((least(1.0).met, least(1.1).met), (Some(true), Some(false)));
         let bench = Bench::new(vec![row(20.0), row(19.9)]).expect("kernel");
         assert_eq!(bench.missed().len(), 1);
         assert_eq!(
             (bench.rows[0].met, bench.rows[1].met),
             (Some(true), Some(false))
         );
+    }
+
+    #[test]
+    fn what_differs_between_rows_of_a_name_heads_them() {
+        let row = |name, rtt| {
+            Row::new(name, "ms", stats(&[1.0]))
+                .param("rtt_ms", rtt)
+                .param("clients", 50)
+        };
+        let rows = vec![row("pause", 0), row("other", 0), row("pause", 20)];
+        let text = Bench::new(rows).expect("kernel").to_string();
+        let lines: Vec<_> = text.lines().skip(1).collect();
+        assert_eq!(lines[0], "rtt_ms 0", "{text}");
+        assert_eq!(
+            lines.iter().filter(|l| l.starts_with("rtt_ms 20")).count(),
+            1
+        );
+        assert!(!text.contains("clients"), "{text}");
     }
 
     #[test]

@@ -57,6 +57,42 @@ fn messages_arrive_once_and_in_order() {
 }
 
 #[test]
+fn a_connection_beside_the_control_connection_is_of_its_life() {
+    let (mut source, mut target) = (end(2, 10), end(1, 20));
+    let beside = source.hello("0.1.0", Channel::Bulk, Word::Undecided);
+    assert!(
+        matches!(
+            joins(&beside, MOVE, target.peer()),
+            Err(Refused::Stranger { known: None, .. })
+        ),
+        "nobody has spoken yet"
+    );
+    connect(&mut source, &mut target);
+    assert_eq!(joins(&beside, MOVE, target.peer()), Ok(()));
+    let other = |change: fn(&mut Hello)| {
+        let mut hello = beside.clone();
+        change(&mut hello);
+        joins(&hello, MOVE, target.peer()).expect_err("does not belong here")
+    };
+    assert!(matches!(
+        other(|h| h.protocol += 1),
+        Refused::Protocol { .. }
+    ));
+    assert!(matches!(
+        other(|h| h.mv = MoveId([4; 16])),
+        Refused::Move { .. }
+    ));
+    assert!(
+        matches!(other(|h| h.life = life(1, 9)), Refused::Stranger { .. }),
+        "an earlier life"
+    );
+    assert!(
+        matches!(other(|h| h.life = life(3, 11)), Refused::Stranger { .. }),
+        "a life that has not spoken"
+    );
+}
+
+#[test]
 fn what_a_broken_connection_lost_is_resent() {
     let (mut a, mut b) = (end(1, 10), end(1, 20));
     connect(&mut a, &mut b);

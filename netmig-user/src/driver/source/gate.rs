@@ -9,18 +9,18 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use netmig_common::{FlowKey, Mode, Side};
+use netmig_common::{Mode, Side};
 use netmig_core::machine::source::Done;
 use tracing::warn;
 
 use super::{
-    super::{hold, points},
+    super::{hint::hint, hold, points},
     steps::{GLANCE, Steps},
 };
 use crate::{
     agent::{local::Told, paths},
     engine::{self, criu::hook},
-    gate::{FlowScales, Gate},
+    gate::Gate,
     net, sock,
 };
 
@@ -66,25 +66,25 @@ impl Steps {
         Ok(Done::Attached)
     }
 
-    /// Lets data in flight settle, for flows that carry bulk.
+    /// Lets data in flight settle, for the flows that [`Drain`](crate::agent::local::Drain) names.
     pub fn drain(&self) -> Result<Done> {
         let netns = self.netns()?;
-        let bulk: Vec<_> = sock::flows(&netns)?
-            .into_iter()
-            .filter(|flow| flow.sends_bulk || flow.receives_bulk)
+        let chosen: Vec<_> = sock::flows(&netns)?
+            .iter()
+            .map(|flow| hint(flow, self.spec.drain))
+            .filter(|(_, scales)| scales.stop_peer || scales.stop_container)
             .collect();
-        if bulk.is_empty() {
+        if chosen.is_empty() {
             return Ok(Done::Drained);
         }
         let mut keys = Vec::new();
         let state = self.state();
         let gate = state.gate.as_ref().context("no gate stands")?;
-        for flow in &bulk {
-            let (key, scales) = hint(flow);
-            gate.hint(&key, &scales)?;
-            keys.push(key);
+        for (key, scales) in &chosen {
+            gate.hint(key, scales)?;
+            keys.push(*key);
         }
-        // What carries requests is left alone: every drained millisecond would be pause.
+        // Connections without a hint are left alone.
         gate.drain_all(false, false)?;
         gate.set_mode(Mode::Drain, self.life.epoch, Some(self.draining()))?;
         drop(state);
@@ -168,26 +168,4 @@ impl Steps {
         }
         Ok(Done::Granted)
     }
-}
-
-/// A connection as the gate knows it, and what is to be stopped of it.
-pub(super) fn hint(flow: &sock::Flow) -> (FlowKey, FlowScales) {
-    let octets = |ip: std::net::IpAddr| match ip {
-        std::net::IpAddr::V4(ip) => FlowKey::mapped(ip.octets()),
-        std::net::IpAddr::V6(ip) => ip.octets(),
-    };
-    let key = FlowKey {
-        container: octets(flow.local.ip),
-        peer: octets(flow.peer.ip),
-        container_port: flow.local.port,
-        peer_port: flow.peer.port,
-    };
-    let scales = FlowScales {
-        snd: flow.snd_wscale,
-        rcv: flow.rcv_wscale,
-        signed: flow.signed,
-        stop_peer: flow.receives_bulk,
-        stop_container: flow.sends_bulk,
-    };
-    (key, scales)
 }

@@ -41,7 +41,7 @@ use super::{
 };
 use crate::{
     agent::{
-        local::{MoveSpec, Told},
+        local::{Drain, MoveSpec, Told},
         paths,
     },
     engine::criu::hook::{HookCall, HookReply},
@@ -185,7 +185,10 @@ pub fn describe(id: MoveId) -> Result<(String, String)> {
 fn options(spec: &MoveSpec) -> Options {
     Options {
         dry_run: spec.dry_run,
-        drain_limit_ms: spec.drain_limit_ms,
+        drain_limit_ms: match spec.drain {
+            Drain::Off => 0,
+            _ => spec.drain_limit_ms,
+        },
         max_blackout_ms: spec.max_blackout_ms,
         lease_ms: spec.lease_ms,
         ..Options::default()

@@ -148,6 +148,8 @@ impl Steps {
         state.kit = engine::open(&paths::run(self.id));
         if let Ok(gate) = Gate::reopen(self.id, &paths::pins(self.id)) {
             hold::forget(&gate);
+            #[cfg(feature = "aya-log")]
+            gate.tell_log();
         }
     }
 

@@ -17,6 +17,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use netmig_core::{
     id::{Epoch, Life, MoveId},
+    link::joins,
     machine::target::{self, Action, Event, Machine, Options, Record, Timer},
     proto::{Channel, Hello, Question, ToSource, ToTarget, Word},
 };
@@ -124,7 +125,7 @@ pub fn accept(hello: &Hello) -> Result<Accept> {
     }
     if hello.channel != Channel::Control {
         bail!(
-            "a {:?} connection came before move {id} was opened here",
+            "a {} connection came before move {id} was opened here",
             hello.channel
         );
     }
@@ -284,21 +285,7 @@ impl Driver {
                     }
                 });
             }
-            Input::Pipe(hello, pipe) => match hello.channel {
-                Channel::Control => self.link.take(hello, pipe),
-                Channel::Bulk => self.steps.receive(pipe),
-                Channel::Hold => self.steps.receive_held(pipe),
-                Channel::Image => self.steps.receive_image(pipe),
-                Channel::Measure => {
-                    let mv = self.facts.id;
-                    tokio::spawn(async move {
-                        if let Err(e) = measure::reflect(pipe).await {
-                            warn!(%mv, "measuring the link: {e}");
-                        }
-                    });
-                }
-                Channel::Rsync { ref args } => self.steps.rsync(args.clone(), pipe),
-            },
+            Input::Pipe(hello, pipe) => self.connected(hello, pipe),
             Input::Link(LinkEvent::Up) => self.machine.handle(Event::LinkUp),
             Input::Link(LinkEvent::Word(word)) => self.machine.handle(Event::PeerWord(word)),
             Input::Link(LinkEvent::Message(message)) => {
@@ -321,6 +308,33 @@ impl Driver {
                 self.feed.tell(Told::Note(text.clone()));
                 self.steps.warn(text);
             }
+        }
+    }
+
+    /// A connection of the source: the control connection, or one beside it.
+    fn connected(&mut self, hello: Hello, pipe: Pipe) {
+        let mv = self.facts.id;
+        if hello.channel == Channel::Control {
+            self.link.take(hello, pipe);
+            return;
+        }
+        if let Err(refused) = joins(&hello, mv, self.link.peer()) {
+            warn!(%mv, "a {} connection is closed: {refused}", hello.channel);
+            return;
+        }
+        match hello.channel {
+            Channel::Control => {}
+            Channel::Bulk => self.steps.receive(pipe),
+            Channel::Hold => self.steps.receive_held(pipe),
+            Channel::Image => self.steps.receive_image(pipe),
+            Channel::Measure => {
+                tokio::spawn(async move {
+                    if let Err(e) = measure::reflect(pipe).await {
+                        warn!(%mv, "measuring the link: {e}");
+                    }
+                });
+            }
+            Channel::Rsync { args } => self.steps.rsync(args, pipe),
         }
     }
 

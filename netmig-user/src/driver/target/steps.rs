@@ -228,7 +228,12 @@ impl Steps {
         let state = &mut *guard;
         let gate = match &mut state.gate {
             Some(gate) => gate,
-            none => none.insert(Gate::reopen(self.id, &paths::pins(self.id))?),
+            none => {
+                let gate = Gate::reopen(self.id, &paths::pins(self.id))?;
+                #[cfg(feature = "aya-log")]
+                gate.tell_log();
+                none.insert(gate)
+            }
         };
         let mut warnings = std::mem::take(&mut state.warnings);
         let hold = state.hold.as_ref();

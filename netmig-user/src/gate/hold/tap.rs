@@ -13,8 +13,8 @@ use crate::{
     sys::netns,
 };
 
-/// Packets that wait in the kernel at most, if the reader is slow (`txqueuelen`).
-const QUEUE: u32 = 100_000;
+/// Packets that wait in the kernel at most, if the reader is slow (`txqueuelen`), and what kernels take that refuse more (ERANGE, seen on 7.2).
+const QUEUES: [u32; 2] = [100_000, 32_767];
 
 /// include/uapi/linux/if_tun.h
 mod tun {
@@ -59,22 +59,25 @@ impl Reader {
                 source: source.into(),
             }
         };
+        let in_words = |what: &str, e: io::Error| {
+            at(Step::Create)(io::Error::new(e.kind(), format!("{what}: {e}")))
+        };
         let tap = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(libc::O_NONBLOCK)
             .open("/dev/net/tun")
-            .map_err(at(Step::Create))?;
+            .map_err(|e| in_words("/dev/net/tun", e))?;
         make(&tap, name).map_err(at(Step::Create))?;
         let ifindex = nix::net::if_::if_nametoindex(name).map_err(|e| at(Step::Look)(e.into()))?;
         // Else the kernel solicits routers and reports memberships on it, which would be held.
         let off = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
         match fs::write(&off, "1") {
             // A kernel without IPv6 is silent by itself.
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(Step::Create)(e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(in_words(&off, e)),
             _ => {}
         }
-        netlink::raise(ifindex, QUEUE).map_err(at(Step::Create))?;
+        raise(ifindex).map_err(|e| in_words("RTM_SETLINK", e))?;
         Ok(Self {
             tap,
             ifindex,
@@ -130,6 +133,14 @@ impl Reader {
             device: self.name.clone(),
             source: source.into(),
         }
+    }
+}
+
+fn raise(ifindex: u32) -> io::Result<()> {
+    let [most, less] = QUEUES;
+    match netlink::raise(ifindex, most) {
+        Err(e) if e.raw_os_error() == Some(libc::ERANGE) => netlink::raise(ifindex, less),
+        raised => raised,
     }
 }
 

@@ -5,6 +5,8 @@ mod lab;
 mod links;
 mod live;
 mod load;
+#[cfg(feature = "aya-log")]
+mod log;
 mod modes;
 mod packets;
 mod rewrite;
