@@ -22,6 +22,7 @@ pub mod neigh;
 pub mod netlink;
 pub mod packet;
 pub mod probe;
+pub mod qdisc;
 pub mod remove;
 pub mod route;
 pub mod rule;

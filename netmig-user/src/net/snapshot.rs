@@ -3,7 +3,7 @@ use std::path::Path;
 
 use netmig_core::image::v1::net::{LinkKind, Network};
 
-use super::{Error, addr, filter, link, neigh, open, route, rule, sysctl};
+use super::{Error, addr, filter, link, neigh, open, qdisc, route, rule, sysctl};
 use crate::sys::netns::within;
 
 /// Reads the network of the namespace at `netns`.
@@ -38,6 +38,7 @@ pub(super) fn here() -> Result<Network, Error> {
             strange.name, strange.kind
         ));
     }
+    not_carried.extend(qdisc::named(&mut nl, &names)?);
     let sysctls = sysctl::carried()?;
     let filters = filter::dump()?;
     Ok(Network {

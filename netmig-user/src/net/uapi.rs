@@ -119,5 +119,7 @@ pub const NUD_FAILED: u16 = 0x20;
 pub const NTF_PROXY: u8 = 0x08;
 pub const NTF_ROUTER: u8 = 0x80;
 
+pub const TCA_KIND: u16 = 1;
+
 pub const NETNSA_NSID: u16 = 1;
 pub const NETNSA_FD: u16 = 3;
