@@ -1,8 +1,9 @@
 //! What the network remembers of the traffic: counters and sets of packet filters, tracked connections. Read while the engine dumps.
-use std::{net::IpAddr, sync::Arc, thread};
+use std::{net::IpAddr, sync::Arc, thread, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
 use netmig_core::{image::v1::conntrack::Remembered, proto::ToTarget};
+use tracing::debug;
 
 use super::steps::Steps;
 use crate::{
@@ -22,10 +23,12 @@ impl Steps {
         let Some(thread) = self.state().remembering.take() else {
             return Ok(());
         };
+        let began = Instant::now();
         let read = thread
             .join()
             .map_err(|_| anyhow!("the thread that reads filters and tracked connections panicked"))?
             .context("reading what the network remembers of the traffic")?;
+        debug!(mv = %self.id, waited = ?began.elapsed(), connections = read.connections.len(), "filters and tracked connections read");
         let mut state = self.state();
         state.tracked.clone_from(&read.host);
         state.remembered = (!read.is_empty()).then(|| Box::new(read));

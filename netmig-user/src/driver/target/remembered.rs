@@ -1,8 +1,9 @@
 //! What the network remembers of the traffic: counters and sets of packet filters, tracked connections. Made beside the engine's restore.
-use std::thread;
+use std::{thread, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
 use netmig_core::image::v1::conntrack::{Connection, Remembered};
+use tracing::debug;
 
 use super::steps::Steps;
 use crate::{
@@ -39,10 +40,12 @@ impl Steps {
         let Some(thread) = self.state().remembering.take() else {
             return Ok(());
         };
+        let began = Instant::now();
         let warnings = thread
             .join()
             .map_err(|_| anyhow!("the thread that makes filters and tracked connections panicked"))?
             .context("making what the network remembers of the traffic")?;
+        debug!(mv = %self.id, waited = ?began.elapsed(), "filters and tracked connections made");
         self.state().warnings.extend(warnings);
         Ok(())
     }
