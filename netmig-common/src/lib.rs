@@ -3,6 +3,7 @@
 //! Everything that lies in a map is `repr(C)` without padding, in the host's byte order unless a field says otherwise.
 #![no_std]
 
+pub mod accept;
 mod counters;
 mod flow;
 mod mode;
@@ -46,4 +47,6 @@ mod pod {
     unsafe impl aya::Pod for super::Tally {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Settings {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::accept::Waiting {}
 }

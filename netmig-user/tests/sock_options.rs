@@ -10,7 +10,7 @@ use netmig_core::image::v1::sock::Holder;
 use netmig_user::{
     sock::{
         self, Place,
-        option::{Opt, Sort, TABLE, When},
+        option::{Opt, Sort, TABLE, When, new_socket},
     },
     sys::sockopt,
 };
@@ -68,6 +68,7 @@ fn sample(opt: &Opt, fresh: &[u8]) -> Vec<u8> {
         "TCP_FASTOPEN_KEY" => (1..=16).collect(),
         "UDP_ENCAP" => int(2),
         "UDP_SEGMENT" => int(1000),
+        "UDPLITE_SEND_CSCOV" | "UDPLITE_RECV_CSCOV" => int(20),
         _ => int(i32::from(fresh == int(0))),
     }
 }
@@ -140,6 +141,8 @@ fn rows(sort: Sort) -> impl Iterator<Item = (&'static Opt, bool)> {
         TABLE
             .iter()
             .filter(move |o| o.applies(sort, v6))
+            // sock_setsockopt() takes it for TCP, UDP and RDS only.
+            .filter(move |o| sort != Sort::UdpLite || o.text != "SO_ZEROCOPY")
             .map(move |o| (o, v6))
     })
 }
@@ -196,11 +199,7 @@ fn of_connections() {
 /// Listeners and UDP sockets: the engine has made and bound them, and knows none of the options.
 fn of_bound(sort: Sort) {
     let lab = Lab::new();
-    let kind = if sort == Sort::Udp {
-        SockType::Datagram
-    } else {
-        SockType::Stream
-    };
+    let new = |v6| new_socket(sort, v6).expect("a socket");
     let bound = |v6: bool, i: u16, fd: &OwnedFd| {
         let address = at(v6, 9000 + i);
         bind(fd.as_raw_fd(), &address as &dyn SockaddrLike).expect("bound");
@@ -213,7 +212,7 @@ fn of_bound(sort: Sort) {
     for ((opt, v6), i) in rows(sort).zip(0..) {
         match lab
             .source
-            .run(|| with(opt, || new(v6, kind), |fd| bound(v6, i, fd)))
+            .run(|| with(opt, || new(v6), |fd| bound(v6, i, fd)))
         {
             Some((fd, value)) => {
                 sockets.push(fd);
@@ -228,7 +227,7 @@ fn of_bound(sort: Sort) {
     drop((kept, tasks));
     let made = lab.target.run(|| {
         let engine = |&(opt, v6, i, _): &(&Opt, bool, u16, Vec<u8>)| {
-            let fd = new(v6, kind);
+            let fd = new(v6);
             // What can only be set before bind is the engine's.
             if opt.text == "IPV6_V6ONLY" {
                 opt.set(&fd, &1_i32.to_ne_bytes()).expect("set");
@@ -264,6 +263,11 @@ fn of_listeners() {
 #[test]
 fn of_udp_sockets() {
     of_bound(Sort::Udp);
+}
+
+#[test]
+fn of_udp_lite_sockets() {
+    of_bound(Sort::UdpLite);
 }
 
 #[test]

@@ -156,8 +156,9 @@ fn every_kind_has_its_row_owner_and_fate() {
         let found: Vec<&Row> = rows.iter().filter(|r| r.class == class).collect();
         assert_eq!(found.len(), 1, "{class:?}: {found:?}");
         assert!(found[0].owners.is_empty());
-        assert!(
-            matches!(found[0].fate, Fate::Reset(_) | Fate::Refused(_)),
+        assert_eq!(
+            found[0].fate == Fate::Moves,
+            class == Class::TcpEmbryo,
             "{class:?}"
         );
     }
@@ -222,7 +223,7 @@ fn what_is_not_carried_is_named_in_the_image() {
     let tasks = Tasks::holding(fds);
     let rows = sock::rows(&lab.source.path(), &[tasks.pid()]).expect("rows");
     let (image, _kept) = sock::dump(&lab.source.path(), &[tasks.pid()]).expect("a dump");
-    let carried = image.tcp.len() + image.listeners.len() + image.udp.len();
+    let carried = image.tcp.len() + image.waiting.len() + image.listeners.len() + image.udp.len();
     let by_others = rows
         .iter()
         .filter(|r| {
@@ -253,6 +254,22 @@ fn options_that_differ_are_listed() {
         .find(|r| r.class == Class::TcpEstablished)
         .expect("the connection");
     assert_eq!(row.options, [("TCP_NODELAY".to_owned(), "1".to_owned())]);
+    assert_eq!(row.fate, Fate::Moves);
+}
+
+#[test]
+fn ecn_is_missed_only_where_it_was_negotiated() {
+    let lab = Lab::new();
+    for ns in [&lab.source, &lab.peer] {
+        ns.sh("sysctl -qw net.ipv4.tcp_ecn=1");
+    }
+    let (own, _peer) = connected(&lab, false, true);
+    let tasks = Tasks::holding(vec![owned(own)]);
+    let rows = sock::rows(&lab.source.path(), &[tasks.pid()]).expect("rows");
+    let row = rows
+        .iter()
+        .find(|r| r.class == Class::TcpEstablished)
+        .expect("the connection");
     assert_eq!(row.fate, Fate::MovesWithout(vec!["ECN".to_owned()]));
 }
 

@@ -11,7 +11,7 @@ pub use version::Version;
 use crate::{
     container::{Manager, Mount, Recipe, Resurrector},
     proto::{Answer, Attach, HostFacts, Question},
-    socket::{Engine, Fate, Row},
+    socket::{Class, Engine, Fate, Row},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -168,6 +168,7 @@ pub fn decide(given: &Given<'_>) -> Plan {
             .iter()
             .map(|reason| Objection::plain("target", reason)),
     );
+    objections.extend(accept_queues(given));
     for objection in &mut objections {
         objection.waived = objection.waivable && given.allow.contains(&objection.key);
     }
@@ -260,6 +261,28 @@ impl fmt::Display for Plan {
             .iter()
             .try_for_each(|warning| writeln!(f, "  warning: {warning}"))
     }
+}
+
+/// What waits in an accept queue is put back by the kernel (kfunc `bpf_sk_assign_tcp_reqsk`).
+fn accept_queues(given: &Given<'_>) -> Option<Objection> {
+    const SINCE: Version = Version(6, 9, 0);
+    let waiting = given
+        .sockets
+        .iter()
+        .filter(|row| row.class == Class::TcpEmbryo)
+        .count();
+    let kernel = &given.answer.facts.kernel;
+    let old = kernel
+        .parse()
+        .map_or(true, |kernel: Version| kernel < SINCE);
+    (waiting > 0 && old).then(|| {
+        Objection::new(
+            "reset",
+            format!("{waiting} connections wait in an accept queue, and the target's kernel {kernel} cannot take them"),
+            "Linux 6.9 or newer can; or move when they are accepted",
+            true,
+        )
+    })
 }
 
 /// How many move, and each that does not move whole.

@@ -1,5 +1,6 @@
 //! `netmig-user inspect`: sockets, links and mounts of a container, with their fate.
 use anyhow::{Context, Result};
+use netmig_core::socket::Table;
 
 use super::args;
 use crate::{driver::look, runtime::Mounts};
@@ -36,9 +37,7 @@ pub fn run(args: &args::Inspect) -> Result<()> {
             mount.fate
         );
     }
-    for row in &found.rows {
-        println!("socket   {row}: {}", row.fate);
-    }
+    print!("{}", Table(&found.rows));
     for text in &found.objections {
         println!("against  {text}");
     }

@@ -70,17 +70,17 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
             // The program knows what it does not hand over; what it has not accepted yet it accepts before it saves.
             Fate::Reset(why)
                 if engine == Engine::Handoff
-                    && (row.class == Class::TcpEmbryo
+                    && (row.class == Class::TcpEmbryoStuck
                         || !matches!(row.kind, Kind::Tcp | Kind::Mptcp)) =>
             {
                 warnings.push(format!("{row}: {why}"))
             }
-            Fate::Reset(why) if !allow.iter().any(|key| key == "reset") => {
-                objections.push(format!(
-                    "{row}: would be reset: {why}; --allow reset goes on without it"
-                ));
-            }
-            _ => {}
+            Fate::Reset(why) if row.waived(allow) => warnings.push(format!("{row}: {why}")),
+            Fate::Reset(why) => objections.push(format!(
+                "{row}: would be reset: {why}; --allow {} goes on without it, --allow reset without any that would be",
+                row.class
+            )),
+            Fate::Moves | Fate::MovesWithout(_) => {}
         }
     }
     let mut memory_bytes = 0;

@@ -38,6 +38,7 @@ pub(super) fn dump(
         settings: fresh
             .differing(fd, sort(socket), socket.v6)
             .on("reading options", socket)?,
+        keys: socket.keys.clone(),
     })
 }
 
@@ -46,6 +47,7 @@ pub(super) fn sort(socket: &Found) -> Sort {
     match (socket.kind, socket.state) {
         (Kind::Tcp, State::Listen) => Sort::Listen,
         (Kind::Tcp, _) => Sort::Tcp,
+        (Kind::UdpLite, _) => Sort::UdpLite,
         _ => Sort::Udp,
     }
 }

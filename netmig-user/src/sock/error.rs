@@ -61,6 +61,12 @@ pub enum Error {
         /// What was found.
         what: String,
     },
+    /// The kernel's part in putting connections into accept queues.
+    #[error("putting connections into accept queues")]
+    Accept {
+        /// What failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A descriptor that was handed over and cannot be.
     #[error("{socket} was handed over, and cannot be: {why}")]
     NotPortable {

@@ -96,7 +96,7 @@ impl Seen {
             peer: found.peer.endpoint()?,
             inode: found.inode,
             wqueue: found.wqueue,
-            signed: found.signed,
+            signed: !found.keys.is_empty(),
             wscales: (options & TCPI_OPT_WSCALE != 0).then_some((scales & 15, scales >> 4)),
             unacked,
             bytes_received,

@@ -11,17 +11,23 @@ use std::{
 
 use netmig_core::image::v1::{
     conntrack::Translated,
-    sock::{Datagram, Endpoint, Tcp, TcpState},
+    sock::{Datagram, Endpoint, Key, Tcp, TcpState},
 };
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket};
 
-use super::common;
+use super::{common, md5};
 use crate::sys::sockopt;
 
 const ACK: u8 = 0x10;
 const FIN: u8 = 0x01;
+const PSH: u8 = 0x08;
 const PROTO_TCP: u8 = 6;
 const PROTO_UDP: u8 = 17;
+const PROTO_UDPLITE: u8 = 136;
+/// Bytes of the TCP-MD5 option, padded.
+const SIGNATURE: usize = 20;
+/// A socket may demand a high hop limit (IP_MINTTL, IPV6_MINHOPCOUNT).
+const HIGHEST: Hops = Hops { ttl: 255, tos: 0 };
 
 /// The raw sockets, one a family, made when they are first needed.
 #[derive(Debug, Default)]
@@ -64,6 +70,22 @@ impl Injector {
         self.own(tcp, tcp.rcv_nxt, tcp.snd_una, peer_window(tcp), ACK)
     }
 
+    /// Delivers the ACK that ends a handshake, as if nothing had come after it.
+    pub(super) fn accept(&mut self, tcp: &Tcp) -> io::Result<()> {
+        let first = tcp.rcv_nxt.wrapping_sub(tcp.recv.len() as u32);
+        self.own(tcp, first, tcp.snd_una, peer_window(tcp), ACK)
+    }
+
+    /// Delivers what has come and was not read, in segments as the peer might have sent them.
+    pub(super) fn unread(&mut self, tcp: &Tcp) -> io::Result<()> {
+        let mut seq = tcp.rcv_nxt.wrapping_sub(tcp.recv.len() as u32);
+        for payload in tcp.recv.chunks(tcp.snd_mss.clamp(500, 1400) as usize) {
+            self.own_with(tcp, seq, tcp.snd_una, peer_window(tcp), ACK | PSH, payload)?;
+            seq = seq.wrapping_add(payload.len() as u32);
+        }
+        Ok(())
+    }
+
     /// Delivers the FIN that the peer had sent.
     pub(super) fn fin(&mut self, tcp: &Tcp) -> io::Result<()> {
         self.own(tcp, tcp.rcv_nxt, tcp.snd_una, peer_window(tcp), ACK | FIN)
@@ -97,7 +119,10 @@ impl Injector {
     /// timer: restored segments carry no send time, so RACK never finds them lost.
     pub(super) fn resend(&mut self, tcp: &Tcp, stamp: u32, flight: &[u8]) -> io::Result<()> {
         let mut seq = tcp.snd_una;
-        for payload in flight.chunks(tcp.snd_mss.max(1) as usize) {
+        // mss_cache leaves no room for a signature: the stack finds that out for each segment (tcp_current_mss).
+        let signature = md5::key_for(&tcp.common, tcp.peer.ip).map_or(0, |_| SIGNATURE);
+        let most = (tcp.snd_mss as usize).saturating_sub(signature).max(1);
+        for payload in flight.chunks(most) {
             match self.peer(tcp, stamp, seq, payload) {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) => {
                     return Ok(());
@@ -131,12 +156,24 @@ impl Injector {
             flags: ACK,
             stamps: tcp.timestamps.then(|| (stamp, tcp.ts_recent.unwrap_or(0))),
             payload,
+            key: md5::key_for(&tcp.common, tcp.peer.ip),
         };
-        self.send(segment.from, segment.to, PROTO_TCP, &segment.bytes())
+        self.send(
+            segment.from,
+            segment.to,
+            PROTO_TCP,
+            HIGHEST,
+            &segment.bytes(),
+        )
     }
 
     /// Delivers a datagram to `port`.
-    pub(super) fn datagram(&mut self, datagram: &Datagram, port: u16) -> io::Result<()> {
+    pub(super) fn datagram(
+        &mut self,
+        datagram: &Datagram,
+        port: u16,
+        lite: bool,
+    ) -> io::Result<()> {
         let (from, to) = (
             datagram.from.canonical(),
             Endpoint {
@@ -153,16 +190,35 @@ impl Injector {
             udp.extend_from_slice(&field.to_be_bytes());
         }
         udp.extend_from_slice(&datagram.data);
-        let sum = match checksum(from.ip, to.ip, PROTO_UDP, &udp) {
+        // UDP-Lite has the covered length in that place (RFC 3828): all of it, as UDP.
+        let protocol = if lite { PROTO_UDPLITE } else { PROTO_UDP };
+        let sum = match checksum(from.ip, to.ip, protocol, &udp) {
             0 => 0xffff, // RFC 768: 0 means that there is none
             sum => sum,
         };
         udp[6..8].copy_from_slice(&sum.to_be_bytes());
-        self.send(from, to, PROTO_UDP, &udp)
+        let hops = Hops {
+            ttl: datagram.ttl.max(1),
+            tos: datagram.tos,
+        };
+        self.send(from, to, protocol, hops, &udp)
     }
 
     /// A segment from the peer, without payload.
     fn own(&mut self, tcp: &Tcp, seq: u32, ack: u32, window: u16, flags: u8) -> io::Result<()> {
+        self.own_with(tcp, seq, ack, window, flags, &[])
+    }
+
+    /// A segment from the peer.
+    fn own_with(
+        &mut self,
+        tcp: &Tcp,
+        seq: u32,
+        ack: u32,
+        window: u16,
+        flags: u8,
+        payload: &[u8],
+    ) -> io::Result<()> {
         let (from, to) = self.outside(tcp.peer.canonical(), tcp.local.canonical());
         let segment = Segment {
             from,
@@ -175,9 +231,16 @@ impl Injector {
                 .ts_recent
                 .filter(|_| tcp.timestamps)
                 .map(|newest| (newest, 0)),
-            payload: &[],
+            payload,
+            key: md5::key_for(&tcp.common, tcp.peer.ip),
         };
-        self.send(segment.from, segment.to, PROTO_TCP, &segment.bytes())
+        self.send(
+            segment.from,
+            segment.to,
+            PROTO_TCP,
+            HIGHEST,
+            &segment.bytes(),
+        )
     }
 
     fn send(
@@ -185,6 +248,7 @@ impl Injector {
         from: Endpoint,
         to: Endpoint,
         protocol: u8,
+        hops: Hops,
         payload: &[u8],
     ) -> io::Result<()> {
         let (slot, family) = match to.ip {
@@ -195,7 +259,7 @@ impl Injector {
             Some(raw) => raw,
             None => slot.insert(raw_socket(family)?),
         };
-        let packet = packet(from.ip, to.ip, protocol, payload)?;
+        let packet = packet(from.ip, to.ip, protocol, hops, payload)?;
         let to = common::address(Endpoint { port: 0, ..to });
         sendto(
             raw.as_raw_fd(),
@@ -239,12 +303,19 @@ struct Segment<'a> {
     /// tsval, tsecr.
     stamps: Option<(u32, u32)>,
     payload: &'a [u8],
+    /// Signs it.
+    key: Option<&'a Key>,
 }
 
 impl Segment<'_> {
     fn bytes(&self) -> Vec<u8> {
-        let words: u8 = if self.stamps.is_some() { 8 } else { 5 };
-        let mut t = Vec::with_capacity(32 + self.payload.len());
+        let mut options = if self.stamps.is_some() { 12 } else { 0 };
+        let stamped = 20 + options;
+        if self.key.is_some() {
+            options += SIGNATURE;
+        }
+        let words = (20 + options) as u8 / 4;
+        let mut t = Vec::with_capacity(20 + options + self.payload.len());
         t.extend_from_slice(&self.from.port.to_be_bytes());
         t.extend_from_slice(&self.to.port.to_be_bytes());
         t.extend_from_slice(&self.seq.to_be_bytes());
@@ -257,27 +328,49 @@ impl Segment<'_> {
             t.extend_from_slice(&tsval.to_be_bytes());
             t.extend_from_slice(&tsecr.to_be_bytes());
         }
+        if self.key.is_some() {
+            t.extend_from_slice(&[1, 1, 19, 18]);
+            t.extend_from_slice(&[0; 16]);
+        }
         t.extend_from_slice(self.payload);
+        if let Some(key) = self.key {
+            let digest = md5::digest(self.from.ip, self.to.ip, &t, options, key);
+            t[stamped + 4..stamped + SIGNATURE].copy_from_slice(&digest);
+        }
         let sum = checksum(self.from.ip, self.to.ip, PROTO_TCP, &t);
         t[16..18].copy_from_slice(&sum.to_be_bytes());
         t
     }
 }
 
-/// With the highest hop limit: a socket may demand it (IP_MINTTL, IPV6_MINHOPCOUNT). IPv4: the kernel fills in length, identification and checksum (raw_send_hdrinc).
-fn packet(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> io::Result<Vec<u8>> {
+/// What the IP header says besides the addresses.
+#[derive(Clone, Copy)]
+struct Hops {
+    ttl: u8,
+    tos: u8,
+}
+
+/// IPv4: the kernel fills in length, identification and checksum (raw_send_hdrinc).
+fn packet(
+    from: IpAddr,
+    to: IpAddr,
+    protocol: u8,
+    hops: Hops,
+    payload: &[u8],
+) -> io::Result<Vec<u8>> {
+    let Hops { ttl, tos } = hops;
     let mut p = Vec::with_capacity(40 + payload.len());
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            p.extend_from_slice(&[0x45, 0, 0, 0, 0, 0, 0, 0, 255, protocol, 0, 0]);
+            p.extend_from_slice(&[0x45, tos, 0, 0, 0, 0, 0, 0, ttl, protocol, 0, 0]);
             p.extend_from_slice(&from.octets());
             p.extend_from_slice(&to.octets());
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
             let length = u16::try_from(payload.len()).map_err(io::Error::other)?;
-            p.extend_from_slice(&[0x60, 0, 0, 0]);
+            p.extend_from_slice(&[0x60 | tos >> 4, tos << 4, 0, 0]);
             p.extend_from_slice(&length.to_be_bytes());
-            p.extend_from_slice(&[protocol, 255]);
+            p.extend_from_slice(&[protocol, ttl]);
             p.extend_from_slice(&from.octets());
             p.extend_from_slice(&to.octets());
         }
@@ -336,9 +429,11 @@ mod tests {
             flags: ACK | FIN,
             stamps,
             payload,
+            key: None,
         };
         let bytes = segment.bytes();
-        let packet = packet(segment.from.ip, segment.to.ip, PROTO_TCP, &bytes).expect("a packet");
+        let packet =
+            packet(segment.from.ip, segment.to.ip, PROTO_TCP, HIGHEST, &bytes).expect("a packet");
         (segment, packet)
     }
 

@@ -1,15 +1,42 @@
 //! What the source keeps of a dump until the move is decided.
-use std::os::fd::OwnedFd;
+use std::{collections::HashMap, os::fd::OwnedFd, path::Path};
 
-use netmig_core::image::v1::sock::Common;
+use netmig_core::{
+    image::v1::sock::{Common, Tcp},
+    socket::{Class, Engine, Row},
+};
 
-use super::error::{Error, On};
-use crate::sys::sockopt::{self, number::TCP_REPAIR_OFF_NO_WP};
+use super::{
+    accept, common,
+    diag::Found,
+    error::{Error, On},
+    holders::Held,
+    rows,
+    tcp::Kernels,
+};
+use crate::sys::{
+    netns::within,
+    sockopt::{self, number::TCP_REPAIR_OFF_NO_WP},
+};
 
 /// Duplicates of the connections that were dumped, in the order of the image.
 #[derive(Debug, Default)]
 pub struct Kept {
     sockets: Vec<Socket>,
+    /// Connections that are being made.
+    connecting: Vec<Socket>,
+    /// Accepted away from a listener, with what they are.
+    accepted: Vec<(OwnedFd, Tcp)>,
+    seen: Option<Seen>,
+}
+
+/// What the dump found: rows are made of it when nobody waits any more.
+#[derive(Debug)]
+struct Seen {
+    found: Vec<Found>,
+    unlisted: Vec<Row>,
+    held: Held,
+    engine: Engine,
 }
 
 #[derive(Debug)]
@@ -34,7 +61,35 @@ impl Kept {
     /// The move is off: makes sure that no connection is in repair and that the options which repair touches are what they were. Goes on
     /// after an error and reports them all.
     pub fn undo(&self) -> Vec<Error> {
-        self.sockets.iter().filter_map(|s| s.undo().err()).collect()
+        self.sockets
+            .iter()
+            .chain(&self.connecting)
+            .filter_map(|s| s.undo().err())
+            .collect()
+    }
+
+    /// The move is off, `lo` passes, and nothing from outside has been delivered yet: connections that were accepted away from their listener
+    /// are put back. Those that cannot be are said.
+    ///
+    /// # Errors
+    /// If the namespace cannot be entered, or the kernel cannot be asked.
+    pub fn put_back(&mut self, netns: &Path) -> Result<Vec<String>, Error> {
+        if self.accepted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let accepted = std::mem::take(&mut self.accepted);
+        within(netns, || {
+            let here = common::kernel()?;
+            let kernels = Kernels { source: here, here };
+            let mut waiting = Vec::with_capacity(accepted.len());
+            for (fd, tcp) in accepted {
+                // In repair it goes without a word (tcp_close).
+                sockopt::set_int(&fd, libc::SOL_TCP, libc::TCP_REPAIR, 1)
+                    .on("entering TCP_REPAIR", &tcp)?;
+                waiting.push(tcp);
+            }
+            accept::put(&waiting, kernels)
+        })
     }
 
     /// The container lives at the target: its connections here end without a FIN, an RST or an orphan, so that nothing of them is left
@@ -45,20 +100,74 @@ impl Kept {
             sockopt::set_int(&s.fd, libc::SOL_TCP, libc::TCP_REPAIR, 1)
                 .on("entering TCP_REPAIR", &s.name)
         };
+        let accepted = self.accepted.iter().filter_map(|(fd, tcp)| {
+            sockopt::set_int(fd, libc::SOL_TCP, libc::TCP_REPAIR, 1)
+                .on("entering TCP_REPAIR", tcp)
+                .err()
+        });
         self.sockets
             .iter()
+            .chain(&self.connecting)
             .filter_map(|s| repair(s).err())
+            .chain(accepted)
             .collect()
     }
 
-    pub(super) fn keep(&mut self, fd: OwnedFd, common: &Common, name: String) -> usize {
-        self.sockets.push(Socket {
-            fd,
-            name,
-            reuseaddr: common.reuseaddr,
-            reuseport: common.reuseport,
+    /// Every socket as it was at the freeze, with what has come of it by the rules. Options are those of `before`, a list made earlier. The
+    /// second time it is empty.
+    ///
+    /// # Errors
+    /// A row cannot be made.
+    pub fn rows(&mut self, before: &[Row]) -> Result<Vec<Row>, Error> {
+        let Some(seen) = self.seen.take() else {
+            return Ok(Vec::new());
+        };
+        let mut rows = Vec::with_capacity(seen.found.len() + seen.unlisted.len());
+        for found in &seen.found {
+            rows.push(rows::row(found, &seen.held, seen.engine)?);
+        }
+        rows.extend(seen.unlisted);
+        let options: HashMap<u64, &Row> = before
+            .iter()
+            .filter(|row| row.inode != 0)
+            .map(|row| (row.inode, row))
+            .collect();
+        // What nobody of the container holds and was not there before is the engine's own.
+        rows.retain(|row| row.class != Class::Foreign || options.contains_key(&row.inode));
+        for row in &mut rows {
+            if let Some(earlier) = options.get(&row.inode).filter(|e| e.kind == row.kind) {
+                row.options.clone_from(&earlier.options);
+            }
+        }
+        Ok(rows)
+    }
+
+    pub(super) fn saw(
+        &mut self,
+        found: Vec<Found>,
+        unlisted: Vec<Row>,
+        held: Held,
+        engine: Engine,
+    ) {
+        self.seen = Some(Seen {
+            found,
+            unlisted,
+            held,
+            engine,
         });
+    }
+
+    pub(super) fn accepted(&mut self, fd: OwnedFd, tcp: Tcp) {
+        self.accepted.push((fd, tcp));
+    }
+
+    pub(super) fn keep(&mut self, fd: OwnedFd, common: &Common, name: String) -> usize {
+        self.sockets.push(Socket::new(fd, common, name));
         self.sockets.len() - 1
+    }
+
+    pub(super) fn keep_connecting(&mut self, fd: OwnedFd, common: &Common, name: String) {
+        self.connecting.push(Socket::new(fd, common, name));
     }
 
     pub(super) fn fd(&self, slot: usize) -> &OwnedFd {
@@ -67,6 +176,15 @@ impl Kept {
 }
 
 impl Socket {
+    fn new(fd: OwnedFd, common: &Common, name: String) -> Self {
+        Self {
+            fd,
+            name,
+            reuseaddr: common.reuseaddr,
+            reuseport: common.reuseport,
+        }
+    }
+
     fn undo(&self) -> Result<(), Error> {
         let (fd, name) = (&self.fd, &self.name);
         if sockopt::int(fd, libc::SOL_TCP, libc::TCP_REPAIR).on("reading TCP_REPAIR", name)? != 0 {

@@ -10,6 +10,7 @@ use netmig_core::{
 use super::{
     diag::{Found, Name},
     error::{Error, On},
+    md5,
     option::{self, Refused, When},
 };
 use crate::sys::sockopt;
@@ -52,6 +53,7 @@ pub(super) fn restore(fd: &OwnedFd, listener: &Listener) -> Result<Vec<Refused>,
             sockopt::set_int(fd, libc::SOL_SOCKET, option, value).on(call, &name)?;
         }
     }
+    md5::set(fd, &listener.common, &name)?;
     let mut refused = Vec::new();
     for when in [When::First, When::Connected, When::Open] {
         refused.extend(option::apply(fd, &listener.common.settings, when, &name));

@@ -221,6 +221,7 @@ mod tests {
             rcvbuf: 1 << 16,
             buf_lock: 2,
             settings: Vec::new(),
+            keys: Vec::new(),
         };
         // A port that was free a moment ago.
         let free = TcpListener::bind("127.0.0.1:0").expect("a listener");

@@ -4,32 +4,39 @@
 //! gate is closed, through duplicates of their descriptors (pidfd_getfd) and TCP_REPAIR; nothing is left in repair.
 //! [`restore`] rebuilds the connections in the descriptors that the engine has made at the target, behind the closed gate, and
 //! [`Rebuilt::open`] starts them once the gate passes: no timer is waited for.
+mod accept;
 mod common;
+mod connecting;
 mod diag;
 mod error;
 mod flows;
+mod groups;
 mod holders;
 mod inject;
 mod kept;
 mod listen;
 mod make;
+mod md5;
+mod nexthop;
 pub mod option;
 mod pair;
 mod procnet;
 mod rebuilt;
+mod repair;
 mod room;
 mod rows;
 mod tcp;
 mod udp;
 
-use std::path::Path;
+use std::{collections::HashSet, path::Path, time::Instant};
 
 use netmig_core::{
     image::v1::sock::{Holder, Left, Sockets},
-    socket::{Class, Engine, Fate, Kind, Row},
+    socket::{Class, Engine, Fate, Kind, Row, State},
 };
 
 pub use self::{
+    accept::supported as accept_queues_move,
     error::Error,
     flows::{Flow, flows},
     holders::Place,
@@ -71,10 +78,11 @@ pub fn dump(netns: &Path, pids: &[i32]) -> Result<(Sockets, Kept), Error> {
 /// # Errors
 /// As there; and if something was handed over that the image cannot hold.
 pub fn dump_under(netns: &Path, pids: &[i32], engine: Engine) -> Result<(Sockets, Kept), Error> {
-    within(netns, || dump_here(&holders::Held::by(pids)?, engine))
+    within(netns, || dump_here(holders::Held::by(pids)?, engine))
 }
 
-fn dump_here(held: &holders::Held, engine: Engine) -> Result<(Sockets, Kept), Error> {
+fn dump_here(held: holders::Held, engine: Engine) -> Result<(Sockets, Kept), Error> {
+    let listed = Instant::now();
     let found = diag::all()?;
     let mut image = Sockets {
         kernel: common::kernel()?,
@@ -83,15 +91,17 @@ fn dump_here(held: &holders::Held, engine: Engine) -> Result<(Sockets, Kept), Er
     };
     let mut kept = Kept::default();
     let mut fresh = option::Fresh::default();
-    for socket in &found {
+    let mut groups = groups::Groups::default();
+    let waiting = take_waiting(&found, &held, &mut image, &mut kept, &mut fresh)?;
+    for socket in found.iter().filter(|f| !waiting.contains(&f.ends())) {
         let Some(owned) = held.get(socket.inode) else {
-            let row = rows::row(socket, held, engine)?;
+            let row = rows::row(socket, &held, engine)?;
             if !matches!(row.class, Class::Kernel | Class::Foreign) && concerns(&row, engine) {
                 image.left.push(left(&row));
             }
             continue;
         };
-        let class = rows::classify(socket, held);
+        let class = rows::classify(socket, &held);
         match class {
             Class::TcpEstablished | Class::TcpCloseWait | Class::TcpShut => {
                 let fd = held.duplicate(owned)?;
@@ -99,18 +109,33 @@ fn dump_here(held: &holders::Held, engine: Engine) -> Result<(Sockets, Kept), Er
                 let slot = kept.keep(fd, &common, socket.to_string());
                 image.tcp.push(tcp::dump(kept.fd(slot), common, socket)?);
             }
+            Class::TcpSynSent if engine == Engine::Criu => {
+                let fd = held.duplicate(owned)?;
+                let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
+                match connecting::dump(&fd, common, socket, listed)? {
+                    Some(connecting) => {
+                        kept.keep_connecting(fd, &connecting.common, socket.to_string());
+                        image.connecting.push(connecting);
+                    }
+                    None => image.left.push(Left {
+                        socket: socket.to_string(),
+                        why: "its SYN carries data (TCP_FASTOPEN_CONNECT): its connect() fails"
+                            .to_owned(),
+                    }),
+                }
+            }
             Class::TcpListen => {
                 let fd = held.duplicate(owned)?;
                 let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
                 image.listeners.push(listen::dump(&fd, common, socket)?);
             }
-            Class::Udp | Class::UdpQueued => {
+            Class::Udp | Class::UdpQueued | Class::UdpLite => {
                 let fd = held.duplicate(owned)?;
                 let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
-                image.udp.push(udp::dump(&fd, common, socket)?);
+                image.udp.push(udp::dump(&fd, common, socket, &mut groups)?);
             }
             _ => {
-                let row = rows::row(socket, held, engine)?;
+                let row = rows::row(socket, &held, engine)?;
                 if row.fate != Fate::Moves && concerns(&row, engine) {
                     handed(&row, engine)?;
                     image.left.push(left(&row));
@@ -118,7 +143,7 @@ fn dump_here(held: &holders::Held, engine: Engine) -> Result<(Sockets, Kept), Er
             }
         }
     }
-    let unlisted = rows::unlisted(&found, held, engine)?;
+    let unlisted = rows::unlisted(&found, &held, engine)?;
     for row in unlisted.iter().filter(|row| concerns(row, engine)) {
         handed(row, engine)?;
         image
@@ -127,7 +152,46 @@ fn dump_here(held: &holders::Held, engine: Engine) -> Result<(Sockets, Kept), Er
     }
     image.pairs = pair::reconcile(&mut image.tcp, &mut |i, tcp| tcp::refresh(kept.fd(i), tcp))?;
     image.check()?;
+    // Under `handoff` a helper holds what was handed over, and the plan has the better list.
+    if engine == Engine::Criu {
+        kept.saw(found, unlisted, held, engine);
+    }
     Ok((image, kept))
+}
+
+/// Reads the connections that wait in accept queues; says which those are.
+fn take_waiting(
+    found: &[diag::Found],
+    held: &holders::Held,
+    image: &mut Sockets,
+    kept: &mut Kept,
+    fresh: &mut option::Fresh,
+) -> Result<HashSet<diag::Ends>, Error> {
+    let mut ends = HashSet::new();
+    let listeners = found.iter().filter(|f| {
+        f.rqueue > 0
+            && f.state == State::Listen
+            && held.get(f.inode).is_some()
+            && rows::classify(f, held) == Class::TcpListen
+    });
+    for listener in listeners {
+        if !accept::supported() {
+            break;
+        }
+        let fd = held.duplicate(held.get(listener.inode).unwrap_or_default())?;
+        for fd in accept::take(&fd, listener.rqueue, listener)? {
+            // One that was reset before it was accepted has nobody to be told of it.
+            let Some(socket) = accept::listed(&fd, found) else {
+                continue;
+            };
+            let common = common::dump(&fd, socket, Vec::new(), fresh)?;
+            let tcp = tcp::dump(&fd, common, socket)?;
+            ends.insert(socket.ends());
+            kept.accepted(fd, tcp.clone());
+            image.waiting.push(tcp);
+        }
+    }
+    Ok(ends)
 }
 
 /// Whether the image has to say something of it.
@@ -148,7 +212,7 @@ fn handed(row: &Row, engine: Engine) -> Result<(), Error> {
 
 fn left(row: &Row) -> Left {
     Left {
-        socket: format!("{} {:?} {} {}", row.kind, row.state, row.local, row.peer),
+        socket: format!("{} {} {} {}", row.kind, row.state, row.local, row.peer),
         why: row.fate.to_string(),
     }
 }

@@ -97,6 +97,7 @@ mod tests {
                 rcvbuf: 0,
                 buf_lock: 0,
                 settings: Vec::new(),
+                keys: Vec::new(),
             },
             state: TcpState::Established,
             shut_read: false,

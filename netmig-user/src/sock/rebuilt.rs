@@ -8,13 +8,14 @@ use std::{
 
 use netmig_core::image::v1::{
     conntrack::Translated,
-    sock::{Common, Datagram, Holder, Sockets, Tcp, TcpState},
+    sock::{Common, Datagram, Holder, Interface, Membership, Sockets, Tcp, TcpState},
 };
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{
-    common,
+    accept, common, connecting,
     error::{Error, On},
+    groups,
     holders::{Place, make_room},
     inject::Injector,
     listen,
@@ -29,8 +30,12 @@ use crate::sys::{netns::within, pidfd::PidFd, sockopt};
 pub struct Rebuilt {
     netns: PathBuf,
     connections: Vec<Connection>,
-    datagrams: Vec<(u16, Datagram)>,
+    groups: Vec<Joins>,
+    datagrams: Vec<(Port, Datagram)>,
     refused: Vec<Refused>,
+    /// In accept queues.
+    waiting: Vec<Tcp>,
+    lost: Vec<String>,
     inner_open: AtomicBool,
 }
 
@@ -43,6 +48,24 @@ struct Connection {
     flight: Vec<u8>,
     /// Both ends are in the container.
     inner: bool,
+}
+
+/// Where a datagram goes.
+#[derive(Clone, Copy, Debug)]
+struct Port {
+    number: u16,
+    /// UDP-Lite.
+    lite: bool,
+}
+
+/// A socket that joins multicast groups at the opening.
+#[derive(Debug)]
+struct Joins {
+    fd: OwnedFd,
+    name: String,
+    groups: Vec<Membership>,
+    /// Interfaces of the source.
+    there: Vec<Interface>,
 }
 
 /// What an opening did.
@@ -79,14 +102,26 @@ impl Rebuilt {
             let mut injector = Injector::translating(translated);
             let mut failed = None;
             let mut datagrams = 0;
+            let here = common::interfaces()?;
+            for joins in &self.groups {
+                for membership in &joins.groups {
+                    let joined = groups::join(&joins.fd, membership, &joins.there, &here)
+                        .on("joining a multicast group", &joins.name);
+                    failed = failed.or(joined.err());
+                }
+            }
             for (port, datagram) in &self.datagrams {
-                match injector
-                    .datagram(datagram, *port)
-                    .on("delivering a datagram", &format!("udp port {port}"))
-                {
+                match injector.datagram(datagram, port.number, port.lite).on(
+                    "delivering a datagram",
+                    &format!("udp port {}", port.number),
+                ) {
                     Ok(()) => datagrams += 1,
                     Err(e) => failed = failed.or(Some(e)),
                 }
+            }
+            for tcp in self.waiting.iter().filter(|t| !t.state.fin_received()) {
+                let told = injector.keepalive(tcp).on("making it tell its window", tcp);
+                failed = failed.or(told.err());
             }
             let opened = start(self.connections.iter().filter(|c| !c.inner), &mut injector);
             match failed {
@@ -120,6 +155,11 @@ impl Rebuilt {
         &self.refused
     }
 
+    /// Connections that could not be rebuilt, and why.
+    pub fn lost(&self) -> &[String] {
+        &self.lost
+    }
+
     /// How many connections.
     pub fn len(&self) -> usize {
         self.connections.len()
@@ -145,7 +185,19 @@ impl Rebuilt {
             }
             return Err(e);
         }
-        rebuilt.others(image, place)?;
+        rebuilt.others(image, place, kernels)?;
+        // A kernel that cannot loses them, and the connections that can live do.
+        rebuilt.lost = accept::put(&rebuilt.waiting, kernels).unwrap_or_else(|e| {
+            let why = std::error::Error::source(&e).map(ToString::to_string);
+            let named = rebuilt.waiting.iter().map(ToString::to_string);
+            let which: Vec<String> = named.collect();
+            vec![format!(
+                "{} in accept queues are lost ({}): {}",
+                which.len(),
+                which.join(", "),
+                why.unwrap_or_default()
+            )]
+        });
         Ok(rebuilt)
     }
 
@@ -169,11 +221,24 @@ impl Rebuilt {
         Ok(())
     }
 
-    fn others(&mut self, image: &Sockets, place: Placed<'_>) -> Result<(), Error> {
+    fn others(
+        &mut self,
+        image: &Sockets,
+        place: Placed<'_>,
+        kernels: Kernels,
+    ) -> Result<(), Error> {
         let mut found = Finder {
             place,
             processes: HashMap::new(),
         };
+        let interfaces = common::interfaces()?;
+        let here = |end| common::rescope(end, &image.interfaces, &interfaces);
+        for connecting in &image.connecting {
+            let fd = found.duplicate(&connecting.common, &connecting.to_string())?;
+            let ends = [here(connecting.local), here(connecting.peer)];
+            self.refused
+                .extend(connecting::restore(&fd, connecting, ends, kernels)?);
+        }
         for listener in &image.listeners {
             let fd = found.duplicate(&listener.common, &listen::name(listener.local))?;
             self.refused.extend(listen::restore(&fd, listener)?);
@@ -210,6 +275,11 @@ impl Rebuilt {
                 inner: false,
             });
         }
+        let waiting = image.waiting.iter().map(|tcp| Tcp {
+            local: here(tcp.local),
+            peer: here(tcp.peer),
+            ..tcp.clone()
+        });
         for &(a, b) in &image.pairs {
             connections[a as usize].inner = true;
             connections[b as usize].inner = true;
@@ -221,13 +291,32 @@ impl Rebuilt {
         let datagrams = image
             .udp
             .iter()
-            .flat_map(|u| u.queue.iter().map(move |d| (u.local.port, moved(d))))
+            .flat_map(|u| {
+                let port = Port {
+                    number: u.local.port,
+                    lite: u.lite,
+                };
+                u.queue.iter().map(move |d| (port, moved(d)))
+            })
             .collect();
+        let mut groups = Vec::new();
+        for udp in image.udp.iter().filter(|udp| !udp.groups.is_empty()) {
+            let name = udp::name(udp);
+            groups.push(Joins {
+                fd: found.duplicate(&udp.common, &name)?,
+                name,
+                groups: udp.groups.clone(),
+                there: image.interfaces.clone(),
+            });
+        }
         Ok(Self {
             netns: netns.to_owned(),
             connections,
+            groups,
             datagrams,
             refused: Vec::new(),
+            waiting: waiting.collect(),
+            lost: Vec::new(),
             inner_open: AtomicBool::new(false),
         })
     }

@@ -1,10 +1,10 @@
 //! Every socket as a row: class, owners, fate.
 use std::{collections::HashSet, os::fd::OwnedFd};
 
-use netmig_core::socket::{Class, Engine, Kind, Owner, Row, State, rule_for};
+use netmig_core::socket::{ARRIVALS, Class, ECN, Engine, Fate, Kind, Owner, Row, State, rule_for};
 
 use super::{
-    common,
+    accept, common,
     diag::{self, Found},
     error::Error,
     holders::Held,
@@ -19,7 +19,7 @@ pub(super) fn rows(held: &Held, engine: Engine) -> Result<Vec<Row>, Error> {
     let mut rows = Vec::with_capacity(found.len());
     for socket in &found {
         let mut row = row(socket, held, engine)?;
-        let inet = matches!(socket.kind, Kind::Tcp | Kind::Udp);
+        let inet = matches!(socket.kind, Kind::Tcp | Kind::Udp | Kind::UdpLite);
         if inet
             && let Some(owners) = held.get(socket.inode)
             // A running process may have closed it meanwhile.
@@ -49,6 +49,10 @@ pub(super) fn unlisted(found: &[Found], held: &Held, engine: Engine) -> Result<V
 /// One row, without options.
 pub(super) fn row(socket: &Found, held: &Held, engine: Engine) -> Result<Row, Error> {
     let class = classify(socket, held);
+    let fate = match rule_for(class, engine).verdict.into() {
+        Fate::MovesWithout(what) => without(what, socket),
+        fate => fate,
+    };
     Ok(Row {
         kind: socket.kind,
         state: socket.state,
@@ -60,8 +64,22 @@ pub(super) fn row(socket: &Found, held: &Held, engine: Engine) -> Result<Row, Er
         wqueue: socket.wqueue,
         options: Vec::new(),
         class,
-        fate: rule_for(class, engine).verdict.into(),
+        fate,
     })
+}
+
+/// What a class moves without is no loss to a socket that does not have it.
+fn without(mut what: Vec<String>, socket: &Found) -> Fate {
+    what.retain(|what| match what.as_str() {
+        ECN => socket.ecn,
+        ARRIVALS => socket.rqueue > 0,
+        _ => true,
+    });
+    if what.is_empty() {
+        Fate::Moves
+    } else {
+        Fate::MovesWithout(what)
+    }
 }
 
 /// What the rules look at.
@@ -99,11 +117,16 @@ fn tcp(socket: &Found, owned: bool) -> Class {
         State::SynRecv => Class::TcpSynRecv,
         _ if socket.ulp == "mptcp" => Class::MptcpPath,
         // close() leaves no socket in these two states: one without an inode has not been accepted yet.
-        State::Established | State::CloseWait if socket.inode == 0 => Class::TcpEmbryo,
+        State::Established | State::CloseWait if socket.inode == 0 => {
+            if accept::supported() {
+                Class::TcpEmbryo
+            } else {
+                Class::TcpEmbryoStuck
+            }
+        }
         _ if socket.inode == 0 => Class::TcpOrphan,
         _ if !owned => Class::TcpElsewhere,
         _ if !socket.ulp.is_empty() => Class::TcpUlp,
-        _ if socket.signed => Class::TcpSigned,
         State::Established => Class::TcpEstablished,
         State::CloseWait => Class::TcpCloseWait,
         State::FinWait1 | State::FinWait2 | State::Closing | State::LastAck => Class::TcpShut,

@@ -14,7 +14,7 @@ use netmig_core::{
     image::v1::sock::{Common, Endpoint, Tcp, TcpState, Window},
     socket::State,
 };
-use nix::sys::socket::{MsgFlags, bind, connect, recv, send};
+use nix::sys::socket::{bind, connect};
 use std::os::fd::AsRawFd;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -22,21 +22,17 @@ use super::{
     common,
     diag::{Found, Name},
     error::{Error, On},
+    md5,
     option::{self, Refused, When},
+    repair::{self, Repair, write},
 };
 use crate::sys::sockopt::{
     self,
-    number::{
-        SO_BUF_LOCK, SO_PEEK_OFF, TCP_NO_QUEUE, TCP_RECV_QUEUE, TCP_REPAIR_OFF_NO_WP,
-        TCP_SEND_QUEUE,
-    },
+    number::{SO_BUF_LOCK, SO_PEEK_OFF, TCP_NO_QUEUE, TCP_RECV_QUEUE, TCP_SEND_QUEUE},
 };
 
 const SOL: i32 = libc::SOL_SOCKET;
 const TCP: i32 = libc::SOL_TCP;
-
-/// Bytes handed to the kernel at once: a receive queue takes at most 17 pages a call (tcp_send_rcvq).
-const CHUNK: usize = 32 << 10;
 
 /// Reads one connection. It leaves repair whatever happens.
 pub(super) fn dump(fd: &OwnedFd, common: Common, socket: &Found) -> Result<Tcp, Error> {
@@ -96,7 +92,7 @@ pub(super) fn refresh(fd: &OwnedFd, tcp: &mut Tcp) -> Result<(), Error> {
         sockopt::set_int(fd, SOL, SO_PEEK_OFF, -1).on("setting SO_PEEK_OFF", &name)?;
     }
     let repair = Repair::enter(fd, tcp.common.reuseaddr, &name)?;
-    let read = repair.read(tcp);
+    let read = read(&repair, tcp);
     let left = repair.leave();
     if peek >= 0 {
         sockopt::set_int(fd, SOL, SO_PEEK_OFF, peek).on("setting SO_PEEK_OFF back", &name)?;
@@ -104,175 +100,71 @@ pub(super) fn refresh(fd: &OwnedFd, tcp: &mut Tcp) -> Result<(), Error> {
     read.and(left)
 }
 
-/// A socket in repair; leaves it when dropped, without a window probe.
-struct Repair<'a> {
-    fd: &'a OwnedFd,
-    reuseaddr: i32,
-    name: &'a str,
-    inside: bool,
-}
-
-impl<'a> Repair<'a> {
-    fn enter(fd: &'a OwnedFd, reuseaddr: i32, name: &'a str) -> Result<Self, Error> {
-        sockopt::set_int(fd, TCP, libc::TCP_REPAIR, 1).on("entering TCP_REPAIR", &name)?;
-        Ok(Self {
-            fd,
-            reuseaddr,
-            name,
-            inside: true,
-        })
-    }
-
-    /// Leaves repair and sets SO_REUSEADDR, which that clears.
-    fn leave(mut self) -> Result<(), Error> {
-        self.inside = false;
-        leave(self.fd, self.reuseaddr, self.name)
-    }
-
-    /// It stays in repair until all are rebuilt: see [`release`].
-    fn stay(mut self) {
-        self.inside = false;
-    }
-
-    fn queue(&self, queue: i32) -> Result<(), Error> {
-        sockopt::set_int(self.fd, TCP, libc::TCP_REPAIR_QUEUE, queue)
-            .on("choosing a repair queue", &self.name)
-    }
-
-    fn read(&self, tcp: &mut Tcp) -> Result<(), Error> {
-        let (fd, name) = (self.fd, self.name);
-        let info: Info = sockopt::read(fd, TCP, libc::TCP_INFO).on("reading TCP_INFO", &name)?;
-        tcp.state = match State::from_kernel(info.state) {
-            State::Established => TcpState::Established,
-            State::CloseWait => TcpState::CloseWait,
-            State::FinWait1 => TcpState::FinWait1,
-            State::FinWait2 => TcpState::FinWait2,
-            State::Closing => TcpState::Closing,
-            State::LastAck => TcpState::LastAck,
-            other => {
-                return Err(Error::Changed {
-                    socket: name.to_owned(),
-                    state: format!("{other:?}"),
-                });
-            }
-        };
-        tcp.sack = info.options & 2 != 0;
-        tcp.timestamps = info.options & 1 != 0;
-        tcp.ecn = info.options & 8 != 0;
-        tcp.wscale = (info.options & 4 != 0).then_some((info.wscale & 0xf, info.wscale >> 4));
-        (tcp.cwnd, tcp.ssthresh, tcp.rtt, tcp.snd_mss) =
-            (info.snd_cwnd, info.snd_ssthresh, info.rtt, info.snd_mss);
-        // In repair it is mss_clamp, out of it mss_cache.
-        tcp.mss = sockopt::read(fd, TCP, libc::TCP_MAXSEG).on("reading TCP_MAXSEG", &name)?;
-        tcp.timestamp =
-            sockopt::read(fd, TCP, libc::TCP_TIMESTAMP).on("reading TCP_TIMESTAMP", &name)?;
-        let window: [u32; 5] = sockopt::read(fd, TCP, libc::TCP_REPAIR_WINDOW)
-            .on("reading TCP_REPAIR_WINDOW", &name)?;
-        let [snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup] = window;
-        tcp.window = Window {
-            snd_wl1,
-            snd_wnd,
-            max_window,
-            rcv_wnd,
-            rcv_wup,
-        };
-        tcp.peer_window = snd_wnd;
-
-        self.queue(TCP_SEND_QUEUE)?;
-        let end = self.seq()?;
-        let queued = sockopt::queue_len(fd, libc::TIOCOUTQ).on("reading SIOCOUTQ", &name)?;
-        let unsent = sockopt::queue_len(fd, libc::SIOCOUTQNSD as libc::Ioctl)
-            .on("reading SIOCOUTQNSD", &name)?;
-        // The kernel counts a FIN as a byte of the queue until it is acknowledged, and of the sequence space for ever.
-        let fin = u32::from(tcp.state.fin_written());
-        let fin_queued = usize::from(tcp.state.fin_written() && tcp.state != TcpState::FinWait2);
-        tcp.write_seq = end.wrapping_sub(fin);
-        tcp.send = self.peek(queued.saturating_sub(fin_queued), "send")?;
-        tcp.snd_una = tcp.write_seq.wrapping_sub(seq(tcp.send.len())?);
-        tcp.snd_nxt = tcp
-            .write_seq
-            .wrapping_sub(seq(unsent.saturating_sub(fin_queued))?);
-
-        self.queue(TCP_RECV_QUEUE)?;
-        tcp.rcv_nxt = self
-            .seq()?
-            .wrapping_sub(u32::from(tcp.state.fin_received()));
-        let unread = sockopt::queue_len(fd, libc::FIONREAD).on("reading SIOCINQ", &name)?;
-        tcp.recv = self.peek(unread, "receive")?;
-        if tcp.window.rcv_wup == tcp.rcv_nxt.wrapping_add(1) {
-            tcp.window.rcv_wup = tcp.rcv_nxt;
+/// Everything of a connection in repair.
+fn read(repair: &Repair<'_>, tcp: &mut Tcp) -> Result<(), Error> {
+    let (fd, name) = (repair.fd, repair.name);
+    let info: Info = sockopt::read(fd, TCP, libc::TCP_INFO).on("reading TCP_INFO", &name)?;
+    tcp.state = match State::from_kernel(info.state) {
+        State::Established => TcpState::Established,
+        State::CloseWait => TcpState::CloseWait,
+        State::FinWait1 => TcpState::FinWait1,
+        State::FinWait2 => TcpState::FinWait2,
+        State::Closing => TcpState::Closing,
+        State::LastAck => TcpState::LastAck,
+        other => {
+            return Err(Error::Changed {
+                socket: name.to_owned(),
+                state: format!("{other:?}"),
+            });
         }
-        self.queue(TCP_NO_QUEUE)
-    }
+    };
+    tcp.sack = info.options & 2 != 0;
+    tcp.timestamps = info.options & 1 != 0;
+    tcp.ecn = info.options & 8 != 0;
+    tcp.wscale = (info.options & 4 != 0).then_some((info.wscale & 0xf, info.wscale >> 4));
+    (tcp.cwnd, tcp.ssthresh, tcp.rtt, tcp.snd_mss) =
+        (info.snd_cwnd, info.snd_ssthresh, info.rtt, info.snd_mss);
+    // In repair it is mss_clamp, out of it mss_cache.
+    tcp.mss = sockopt::read(fd, TCP, libc::TCP_MAXSEG).on("reading TCP_MAXSEG", &name)?;
+    tcp.timestamp =
+        sockopt::read(fd, TCP, libc::TCP_TIMESTAMP).on("reading TCP_TIMESTAMP", &name)?;
+    let window: [u32; 5] =
+        sockopt::read(fd, TCP, libc::TCP_REPAIR_WINDOW).on("reading TCP_REPAIR_WINDOW", &name)?;
+    let [snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup] = window;
+    tcp.window = Window {
+        snd_wl1,
+        snd_wnd,
+        max_window,
+        rcv_wnd,
+        rcv_wup,
+    };
+    tcp.peer_window = snd_wnd;
 
-    fn seq(&self) -> Result<u32, Error> {
-        sockopt::read(self.fd, TCP, libc::TCP_QUEUE_SEQ).on("reading TCP_QUEUE_SEQ", &self.name)
-    }
+    repair.queue(TCP_SEND_QUEUE)?;
+    let end = repair.seq()?;
+    let queued = sockopt::queue_len(fd, libc::TIOCOUTQ).on("reading SIOCOUTQ", &name)?;
+    let unsent = sockopt::queue_len(fd, libc::SIOCOUTQNSD as libc::Ioctl)
+        .on("reading SIOCOUTQNSD", &name)?;
+    // The kernel counts a FIN as a byte of the queue until it is acknowledged, and of the sequence space for ever.
+    let fin = u32::from(tcp.state.fin_written());
+    let fin_queued = usize::from(tcp.state.fin_written() && tcp.state != TcpState::FinWait2);
+    tcp.write_seq = end.wrapping_sub(fin);
+    tcp.send = repair.peek(queued.saturating_sub(fin_queued), "send")?;
+    tcp.snd_una = tcp.write_seq.wrapping_sub(seq(tcp.send.len())?);
+    tcp.snd_nxt = tcp
+        .write_seq
+        .wrapping_sub(seq(unsent.saturating_sub(fin_queued))?);
 
-    fn set_seq(&self, queue: i32, seq: u32) -> Result<(), Error> {
-        self.queue(queue)?;
-        sockopt::set_u32(self.fd, TCP, libc::TCP_QUEUE_SEQ, seq)
-            .on("setting TCP_QUEUE_SEQ", &self.name)
+    repair.queue(TCP_RECV_QUEUE)?;
+    tcp.rcv_nxt = repair
+        .seq()?
+        .wrapping_sub(u32::from(tcp.state.fin_received()));
+    let unread = sockopt::queue_len(fd, libc::FIONREAD).on("reading SIOCINQ", &name)?;
+    tcp.recv = repair.peek(unread, "receive")?;
+    if tcp.window.rcv_wup == tcp.rcv_nxt.wrapping_add(1) {
+        tcp.window.rcv_wup = tcp.rcv_nxt;
     }
-
-    fn peek(&self, len: usize, queue: &'static str) -> Result<Vec<u8>, Error> {
-        let mut bytes = vec![0; len];
-        if len > 0 {
-            let got = recv(
-                self.fd.as_raw_fd(),
-                &mut bytes,
-                MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT,
-            )
-            .on("reading a queue", &self.name)?;
-            if got != len {
-                return Err(Error::Short {
-                    socket: self.name.to_owned(),
-                    queue,
-                    got,
-                    want: len,
-                });
-            }
-        }
-        Ok(bytes)
-    }
-
-    fn refill(&self, queue: i32, bytes: &[u8]) -> Result<(), Error> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.queue(queue)?;
-        write(
-            self.fd,
-            bytes,
-            if queue == TCP_SEND_QUEUE {
-                "send"
-            } else {
-                "receive"
-            },
-            self.name,
-        )
-    }
-}
-
-impl Drop for Repair<'_> {
-    fn drop(&mut self) {
-        if self.inside
-            && let Err(e) = leave(self.fd, self.reuseaddr, self.name)
-        {
-            tracing::error!(
-                "{e}: {}",
-                std::error::Error::source(&e)
-                    .map(ToString::to_string)
-                    .unwrap_or_default()
-            );
-        }
-    }
-}
-
-fn leave(fd: &OwnedFd, reuseaddr: i32, name: &str) -> Result<(), Error> {
-    sockopt::set_int(fd, TCP, libc::TCP_REPAIR, TCP_REPAIR_OFF_NO_WP)
-        .on("leaving TCP_REPAIR", &name)?;
-    sockopt::set_int(fd, SOL, libc::SO_REUSEADDR, reuseaddr).on("setting SO_REUSEADDR", &name)
+    repair.queue(TCP_NO_QUEUE)
 }
 
 /// Rebuilds a connection in a closed socket and leaves it in repair: first half of a restore. What CRIU left of its shutdown is undone.
@@ -297,6 +189,7 @@ pub(super) fn rebuild(
             .on("setting SO_BINDTODEVICE", &name)?;
     }
     let mut refused = option::apply(fd, &common.settings, When::First, &name);
+    md5::set(fd, common, &name)?;
 
     let repair = Repair::enter(fd, common.reuseaddr, &name)?;
     force_buffers(fd, tcp, &name)?;
@@ -339,7 +232,7 @@ pub(super) fn rebuild(
 /// Second half of a restore: leaves repair behind the closed gate and writes what had not been sent.
 pub(super) fn release(fd: &OwnedFd, tcp: &Tcp) -> Result<Vec<Refused>, Error> {
     let name = tcp.to_string();
-    leave(fd, tcp.common.reuseaddr, &name)?;
+    repair::leave(fd, tcp.common.reuseaddr, &name)?;
     // rcv_ssthresh is not part of the repair state: the clamp going up raises it to the window that was offered
     // (tcp_set_window_clamp), and so the window does not have to grow anew.
     for clamp in [1 << 30, tcp.window_clamp] {
@@ -364,7 +257,7 @@ pub(super) fn discard(fd: &OwnedFd, tcp: &Tcp) -> Result<(), Error> {
     let name = tcp.to_string();
     sockopt::set_int(fd, TCP, libc::TCP_REPAIR, 1).on("entering TCP_REPAIR", &name)?;
     sockopt::disconnect(fd).on("disconnecting", &name)?;
-    leave(fd, tcp.common.reuseaddr, &name)
+    repair::leave(fd, tcp.common.reuseaddr, &name)
 }
 
 /// The stamp that the connection would send now.
@@ -372,10 +265,18 @@ pub(super) fn stamp(fd: &OwnedFd, tcp: &Tcp) -> Result<u32, Error> {
     sockopt::read(fd, TCP, libc::TCP_TIMESTAMP).on("reading TCP_TIMESTAMP", tcp)
 }
 
+/// TCP_TIMESTAMP as it is set here.
+pub(super) fn stamp_here(tcp: &Tcp, kernels: Kernels) -> Result<u32, Error> {
+    kernels.translate(tcp)
+}
+
 /// What goes in as sent, and what as unsent.
 pub(super) fn split(tcp: &Tcp) -> (&[u8], &[u8]) {
     tcp.send.split_at(tcp.in_flight() as usize)
 }
+
+/// From this kernel on bit 0 of TCP_TIMESTAMP selects microseconds.
+const MICROSECONDS: (u16, u16) = (6, 12);
 
 /// The kernels of an image and of this host.
 #[derive(Clone, Copy, Debug)]
@@ -385,9 +286,17 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
+    /// A clock of the source as it is set here.
+    pub(super) fn clock(self, timestamp: u32) -> u32 {
+        if self.source >= MICROSECONDS && self.here >= MICROSECONDS {
+            timestamp
+        } else {
+            timestamp & !1
+        }
+    }
+
     /// From 6.12 on bit 0 of TCP_TIMESTAMP selects microseconds; before, it is as chance has it.
     fn translate(self, tcp: &Tcp) -> Result<u32, Error> {
-        const MICROSECONDS: (u16, u16) = (6, 12);
         let knows = |kernel| kernel >= MICROSECONDS;
         match (knows(self.source), knows(self.here)) {
             (false, _) => Ok(tcp.timestamp & !1),
@@ -404,7 +313,7 @@ impl Kernels {
 /// The head of struct tcp_info.
 #[derive(FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
-struct Info {
+pub(super) struct Info {
     state: u8,
     ca_state: u8,
     retransmits: u8,
@@ -413,7 +322,7 @@ struct Info {
     options: u8,
     wscale: u8,
     flags: u8,
-    rto: u32,
+    pub(super) rto: u32,
     ato: u32,
     snd_mss: u32,
     rcv_mss: u32,
@@ -471,31 +380,6 @@ fn force_buffers(fd: &OwnedFd, tcp: &Tcp, name: &str) -> Result<(), Error> {
         room(common.rcvbuf, tcp.recv.len()),
     )
     .on("setting SO_RCVBUFFORCE", &name)
-}
-
-fn write(fd: &OwnedFd, bytes: &[u8], queue: &'static str, name: &str) -> Result<(), Error> {
-    let mut done = 0;
-    while done < bytes.len() {
-        let end = bytes.len().min(done + CHUNK);
-        match send(
-            fd.as_raw_fd(),
-            &bytes[done..end],
-            MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
-        ) {
-            Ok(0) | Err(nix::Error::EAGAIN) => {
-                return Err(Error::Short {
-                    socket: name.to_owned(),
-                    queue,
-                    got: done,
-                    want: bytes.len(),
-                });
-            }
-            Ok(n) => done += n,
-            Err(nix::Error::EINTR) => {}
-            Err(e) => return Err(e).on("refilling a queue", &name),
-        }
-    }
-    Ok(())
 }
 
 fn seq(len: usize) -> Result<u32, Error> {

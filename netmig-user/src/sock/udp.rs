@@ -1,34 +1,46 @@
 //! UDP sockets: the engine makes and binds them; netmig sets the options that the engine does not know, and delivers what waited in the
-//! receive queue as packets, with the sender's address.
+//! receive queue as packets, with the sender's address, hop limit and type of service. UDP-Lite is the same with another number.
 use std::{
     io::IoSliceMut,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use netmig_core::image::v1::sock::{Common, Datagram, Endpoint, Udp};
+use netmig_core::{
+    image::v1::sock::{Common, Datagram, Endpoint, Udp},
+    socket::Kind,
+};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
 
 use super::{
     diag::{Found, Name},
     error::{Error, On},
+    groups::Groups,
     option::{self, Refused, When},
 };
 use crate::sys::sockopt::{self, number::SO_PEEK_OFF};
 
 /// Reads one: its receive queue is walked by SO_PEEK_OFF and stays as it is.
-pub(super) fn dump(fd: &OwnedFd, common: Common, socket: &Found) -> Result<Udp, Error> {
+pub(super) fn dump(
+    fd: &OwnedFd,
+    common: Common,
+    socket: &Found,
+    groups: &mut Groups,
+) -> Result<Udp, Error> {
     let Name::Inet(local) = socket.local else {
         return Err(Error::Malformed {
             what: format!("the address of {socket}"),
         });
     };
+    let groups = groups.of(fd, common.v6, socket)?;
     let mut udp = Udp {
         common,
+        lite: socket.kind == Kind::UdpLite,
         local,
         peer: socket.peer.endpoint(),
         queue: Vec::new(),
         lost: 0,
+        groups,
     };
     if socket.rqueue > 0 {
         walk(fd, &mut udp).on("walking the receive queue", socket)?;
@@ -56,21 +68,26 @@ pub(super) fn restore(fd: &OwnedFd, udp: &Udp) -> Result<Vec<Refused>, Error> {
 
 /// A UDP socket in words.
 pub(super) fn name(udp: &Udp) -> String {
+    let kind = if udp.lite { Kind::UdpLite } else { Kind::Udp };
     match udp.peer {
-        Some(peer) => format!("udp {} -> {peer}", udp.local),
-        None => format!("udp {}", udp.local),
+        Some(peer) => format!("{kind} {} -> {peer}", udp.local),
+        None => format!("{kind} {}", udp.local),
     }
 }
 
-/// The options that the walk changes for its own ends: offset of MSG_PEEK, and the control message that names the address to which a
-/// datagram was sent.
+/// The options that the walk changes for its own ends: offset of MSG_PEEK, and the control messages that name the address to which a
+/// datagram was sent, and what it came with.
 fn walk(fd: &OwnedFd, udp: &mut Udp) -> nix::Result<()> {
     let changed = [
         (libc::SOL_SOCKET, SO_PEEK_OFF, 0),
         (libc::IPPROTO_IP, libc::IP_PKTINFO, 1),
+        (libc::IPPROTO_IP, libc::IP_RECVTTL, 1),
+        (libc::IPPROTO_IP, libc::IP_RECVTOS, 1),
         (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1),
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1),
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1),
     ];
-    let changed = &changed[..if udp.common.v6 { 3 } else { 2 }];
+    let changed = &changed[..if udp.common.v6 { 7 } else { 4 }];
     let before: Vec<_> = changed
         .iter()
         .map(|&(level, name, _)| sockopt::int(fd, level, name))
@@ -88,8 +105,8 @@ fn walk(fd: &OwnedFd, udp: &mut Udp) -> nix::Result<()> {
 
 fn peek_all(fd: &OwnedFd, udp: &mut Udp) -> nix::Result<()> {
     let mut buffer = vec![0; 1 << 16];
-    // struct in_pktinfo, in6_pktinfo, and what the program itself may have asked for.
-    let mut control = vec![0; 1024];
+    // What the walk asks for, and what the program itself may have asked for.
+    let mut control = vec![0; 2048];
     loop {
         let mut slices = [IoSliceMut::new(&mut buffer)];
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
@@ -105,28 +122,53 @@ fn peek_all(fd: &OwnedFd, udp: &mut Udp) -> nix::Result<()> {
             Err(e) => return Err(e),
         };
         let from = message.address.as_ref().and_then(endpoint);
-        let to = message.cmsgs()?.find_map(|c| match c {
-            ControlMessageOwned::Ipv4PacketInfo(info) => Some(IpAddr::V4(Ipv4Addr::from(
-                info.ipi_addr.s_addr.to_ne_bytes(),
-            ))),
-            ControlMessageOwned::Ipv6PacketInfo(info) => {
-                Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)))
+        let (mut to, mut ttl, mut tos, mut segment) = (None, 64, 0, 0);
+        let byte = |value: i32| u8::try_from(value & 0xff).unwrap_or(0);
+        for c in message.cmsgs()? {
+            match c {
+                ControlMessageOwned::Ipv4PacketInfo(info) => {
+                    to = Some(IpAddr::V4(Ipv4Addr::from(
+                        info.ipi_addr.s_addr.to_ne_bytes(),
+                    )));
+                }
+                ControlMessageOwned::Ipv6PacketInfo(info) => {
+                    to = Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)));
+                }
+                ControlMessageOwned::Ipv4Ttl(value) | ControlMessageOwned::Ipv6HopLimit(value) => {
+                    ttl = byte(value);
+                }
+                ControlMessageOwned::Ipv4Tos(value) => tos = value,
+                ControlMessageOwned::Ipv6TClass(value) => tos = byte(value),
+                ControlMessageOwned::UdpGroSegments(size) => {
+                    segment = usize::try_from(size).unwrap_or(0);
+                }
+                _ => {}
             }
-            _ => None,
-        });
+        }
         let len = message.bytes;
-        match (from, to) {
-            (Some(from), Some(to)) => udp.queue.push(Datagram {
+        let data = &buffer[..len];
+        let (Some(from), Some(to)) = (from, to) else {
+            udp.lost += 1;
+            continue;
+        };
+        let mut push = |data: &[u8]| {
+            udp.queue.push(Datagram {
                 from,
                 to,
-                data: buffer[..len].to_vec(),
-            }),
-            _ => udp.lost += 1,
+                ttl,
+                tos,
+                data: data.to_vec(),
+            });
+        };
+        // UDP_GRO shows several datagrams of one size, the last one perhaps shorter, as one.
+        match data.chunks(segment.max(1)) {
+            several if segment > 0 => several.for_each(push),
+            _ => push(data),
         }
     }
 }
 
-fn endpoint(address: &SockaddrStorage) -> Option<Endpoint> {
+pub(super) fn endpoint(address: &SockaddrStorage) -> Option<Endpoint> {
     if let Some(v4) = address.as_sockaddr_in() {
         return Some(Endpoint {
             ip: IpAddr::V4(v4.ip()),

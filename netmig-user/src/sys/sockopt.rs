@@ -25,6 +25,20 @@ pub mod number {
     pub const TCP_SEND_QUEUE: i32 = 2;
 }
 
+/// A socket of any protocol, closed on exec.
+///
+/// # Errors
+/// That of socket(2).
+pub fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+    // SAFETY: socket(2) takes three numbers and touches no memory.
+    let fd = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us and nothing else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// An option as a plain value.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 //! A client prints `ready` when it is warm, works until its standard input ends or its time is over, and then prints its outcome as one
 //! line of JSON.
 use std::{
-    net::{Ipv6Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     process::ExitCode,
     time::Duration,
 };
@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use netmig_lab::peers::{
     Direction, Outcome, bulk, dataset, idle, init, iperf3, redis,
     stop::{Stop, say_ready},
-    udp,
+    udp, waiting,
 };
 
 #[derive(Parser)]
@@ -34,6 +34,13 @@ enum What {
     UdpEcho {
         #[arg(long, default_value_t = 7777)]
         port: u16,
+    },
+    /// Leave connections waiting until told, wait for a connection, hear a multicast group.
+    Waiting {
+        #[arg(long)]
+        connect: SocketAddr,
+        #[arg(long)]
+        at: Ipv4Addr,
     },
     /// Send and receive verified streams.
     BulkServer {
@@ -157,6 +164,7 @@ fn run(what: What) -> anyhow::Result<()> {
                 udp::bind_echo(port).with_context(|| format!("binding UDP port {port}"))?;
             udp::echo(&socket, &Stop::never())?;
         }
+        What::Waiting { connect, at } => waiting::serve(connect, at)?,
         What::BulkServer { port } => {
             let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
                 .with_context(|| format!("listening on port {port}"))?;

@@ -18,6 +18,7 @@ pub mod resp;
 pub mod stop;
 pub mod tcp_info;
 pub mod udp;
+pub mod waiting;
 
 pub use outcome::{Direction, Kind, Outcome, Row};
 

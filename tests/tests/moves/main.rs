@@ -13,3 +13,4 @@ mod network;
 mod pairs;
 mod refusals;
 mod story;
+mod waiting;

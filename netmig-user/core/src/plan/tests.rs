@@ -118,6 +118,49 @@ fn keys(plan: &Plan) -> Vec<&str> {
 }
 
 #[test]
+fn an_accept_queue_wants_a_target_that_can_take_it() {
+    let waiting = [Row {
+        class: Class::TcpEmbryo,
+        ..row(Fate::Moves)
+    }];
+    let with = |kernel: &str, sockets: &[Row], allow: &[String]| {
+        let target = HostFacts {
+            kernel: kernel.into(),
+            ..facts("b")
+        };
+        decide(&Given {
+            question: &question(),
+            answer: &Answer {
+                facts: target,
+                ..Default::default()
+            },
+            objections: &[],
+            warnings: &[],
+            sockets,
+            engine: Engine::Criu,
+            allow,
+            rate: None,
+            max_blackout_ms: None,
+        })
+    };
+    let about_queues = |plan: &Plan| {
+        let found = plan.objections.iter().find(|o| o.key == "reset");
+        found.map(|o| o.waived)
+    };
+    assert_eq!(about_queues(&with("6.9.0", &waiting, &[])), None);
+    assert_eq!(
+        about_queues(&with("6.1.0-13-amd64", &waiting, &[])),
+        Some(false)
+    );
+    let allowed = ["reset".to_owned()];
+    assert_eq!(
+        about_queues(&with("6.1.0-13-amd64", &waiting, &allowed)),
+        Some(true)
+    );
+    assert_eq!(about_queues(&with("6.1.0-13-amd64", &[], &[])), None);
+}
+
+#[test]
 fn equal_hosts_have_no_objection() {
     let plan = decided(|_, _, _| {});
     assert_eq!(plan.refusals(), Vec::<String>::new());

@@ -32,13 +32,14 @@ impl Steps {
             left.push("the thread that copies files panicked".to_owned());
         }
         let gate = self.take_gate();
-        let kept = self.state().kept.take();
-        if let Some(kept) = kept {
+        let mut kept = self.state().kept.take();
+        self.as_it_came_out(kept.as_mut(), &mut left);
+        if let Some(kept) = &kept {
             left.extend(kept.undo().iter().map(ToString::to_string));
         }
         let returning = gate
             .as_ref()
-            .and_then(|gate| self.reopen_gate(gate, &mut left));
+            .and_then(|gate| self.reopen_gate(gate, kept.as_mut(), &mut left));
         self.state().reopened = Some(Instant::now());
         self.state().pace = None;
         // Of another move of the same container nothing may be touched.
@@ -72,11 +73,26 @@ impl Steps {
     }
 
     /// The gate passes again, what was held first. What is delivered goes on beside: datagrams wait for tasks that read them.
-    fn reopen_gate(&self, gate: &Gate, left: &mut Vec<String>) -> Option<Returning> {
+    fn reopen_gate(
+        &self,
+        gate: &Gate,
+        mut kept: Option<&mut sock::Kept>,
+        left: &mut Vec<String>,
+    ) -> Option<Returning> {
+        // Before anything from outside comes to a connection that still is the agent's.
+        let mut put_back = || {
+            let kept = kept.as_deref_mut()?;
+            let put = self.netns().and_then(|netns| Ok(kept.put_back(&netns)?));
+            Some(put.unwrap_or_else(|e| vec![format!("{e:#}")]))
+        };
+        let mut gone = Vec::new();
         let held = gate
             .reclaim(self.life.epoch)
             .map_err(anyhow::Error::from)
-            .and_then(|()| self.return_held(gate));
+            .and_then(|()| {
+                self.return_held(gate, &mut || gone.extend(put_back().unwrap_or_default()))
+            });
+        left.append(&mut gone);
         let opened = match held {
             Ok(Some(returning)) => return Some(returning),
             Ok(None) => gate.set_mode(Mode::Pass, self.life.epoch, None),
@@ -88,6 +104,7 @@ impl Steps {
         if let Err(e) = opened {
             left.push(format!("opening the gate: {e}"));
         }
+        left.extend(put_back().unwrap_or_default());
         None
     }
 
@@ -104,7 +121,8 @@ impl Steps {
             hold.hand_over();
         }
         // Orphans would hold the connections' addresses until their retries are over, and a move back could not bind them.
-        let kept = self.state().kept.take();
+        let mut kept = self.state().kept.take();
+        self.as_it_came_out(kept.as_mut(), &mut left);
         left.extend(
             kept.into_iter()
                 .flat_map(sock::Kept::silence)
@@ -180,6 +198,16 @@ impl Steps {
             _ => {}
         }
         left
+    }
+
+    /// From here on the report lists the sockets as they were at the freeze.
+    fn as_it_came_out(&self, kept: Option<&mut sock::Kept>, left: &mut Vec<String>) {
+        let before = self.rows();
+        match kept.map(|kept| kept.rows(&before)) {
+            Some(Ok(rows)) if !rows.is_empty() => self.state().rows = rows,
+            Some(Err(e)) => left.push(format!("the report has the sockets of the plan: {e}")),
+            _ => {}
+        }
     }
 
     pub(super) fn stop_streams(&self) {

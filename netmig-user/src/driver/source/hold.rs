@@ -380,7 +380,11 @@ impl Steps {
     }
 
     /// Opens the gate in order, what was held first; none where nothing was held, then the gate is to be opened as it is.
-    pub(super) fn return_held(&self, gate: &Gate) -> Result<Option<Returning>> {
+    pub(super) fn return_held(
+        &self,
+        gate: &Gate,
+        before: &mut dyn FnMut(),
+    ) -> Result<Option<Returning>> {
         let hold = self.state().hold.clone();
         let Some(hold) = hold else { return Ok(None) };
         let netns = self.netns()?;
@@ -399,6 +403,7 @@ impl Steps {
                 return Ok(None);
             }
         }
+        before();
         hold.return_here(&netns).map(Some)
     }
 }

@@ -212,6 +212,7 @@ impl Steps {
         state
             .warnings
             .extend(rebuilt.refused().iter().map(ToString::to_string));
+        state.warnings.extend(rebuilt.lost().iter().cloned());
         state.warnings.extend(
             sockets
                 .left

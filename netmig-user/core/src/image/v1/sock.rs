@@ -1,11 +1,18 @@
 //! The container's sockets.
 //!
 //! Sequence numbers are TCP's own, mod 2^32, host order. Queues are bytes; lengths are bounded by [`Sockets::check`] before use.
+mod check;
+
+pub use check::Impossible;
+
 use serde::{Deserialize, Serialize};
-use std::{collections::HashSet, fmt, net::IpAddr};
+use std::{fmt, net::IpAddr};
 
 /// Longest queue that an image may carry, in bytes.
 pub const QUEUE_LIMIT: usize = 256 << 20;
+
+/// Most sources that one multicast membership may name.
+pub const SOURCE_LIMIT: usize = 4096;
 
 /// All sockets of one container, as one dump found them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +23,10 @@ pub struct Sockets {
     pub interfaces: Vec<Interface>,
     /// TCP connections.
     pub tcp: Vec<Tcp>,
+    /// TCP connections whose connect() is under way.
+    pub connecting: Vec<Connecting>,
+    /// TCP connections in the accept queues of `listeners`, oldest first: no descriptor holds them.
+    pub waiting: Vec<Tcp>,
     /// TCP listeners. Under CRIU they come back on their descriptor by themselves.
     pub listeners: Vec<Listener>,
     /// UDP sockets.
@@ -115,6 +126,29 @@ pub struct Common {
     pub buf_lock: i32,
     /// Other options.
     pub settings: Vec<Setting>,
+    /// TCP_MD5SIG.
+    pub keys: Vec<Key>,
+}
+
+/// Longest TCP-MD5 key, bytes (TCP_MD5SIG_MAXKEYLEN).
+pub const KEY_LIMIT: usize = 80;
+
+/// A TCP-MD5 key (RFC 2385).
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// Peers that it is for.
+    pub ip: IpAddr,
+    /// How many bits of `ip` count.
+    pub prefix: u8,
+    /// The key itself.
+    pub key: Vec<u8>,
+}
+
+impl fmt::Debug for Key {
+    /// Without the key: it is a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key for {}/{}", self.ip, self.prefix)
+    }
 }
 
 /// State of a TCP connection with a descriptor.
@@ -261,6 +295,31 @@ impl Tcp {
     }
 }
 
+/// A TCP connection whose connect() is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connecting {
+    /// Descriptors, options, buffers.
+    pub common: Common,
+    /// Own end.
+    pub local: Endpoint,
+    /// Where to.
+    pub peer: Endpoint,
+    /// Sequence number of its SYN.
+    pub isn: u32,
+    /// As [`Tcp::timestamp`].
+    pub timestamp: u32,
+    /// How long before the dump its last SYN was sent, in ms.
+    pub sent_ms: u32,
+    /// TCP_CONGESTION.
+    pub congestion: String,
+}
+
+impl fmt::Display for Connecting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tcp {} -> {} (connecting)", self.local, self.peer)
+    }
+}
+
 /// A TCP listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
@@ -274,11 +333,13 @@ pub struct Listener {
     pub waiting: u32,
 }
 
-/// A UDP socket.
+/// A UDP or UDP-Lite socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Udp {
     /// Descriptors, options, buffers.
     pub common: Common,
+    /// UDP-Lite (RFC 3828).
+    pub lite: bool,
     /// Own address; port 0: not bound.
     pub local: Endpoint,
     /// Where it is connected to.
@@ -287,6 +348,21 @@ pub struct Udp {
     pub queue: Vec<Datagram>,
     /// Datagrams of the queue that could not be read.
     pub lost: u32,
+    /// Multicast groups that it has joined.
+    pub groups: Vec<Membership>,
+}
+
+/// A multicast group that a socket has joined (RFC 3678).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// Interface index at the source; see [`Sockets::interfaces`].
+    pub interface: u32,
+    /// The group.
+    pub group: IpAddr,
+    /// `sources` are those that are not wanted (MCAST_EXCLUDE); else the only ones that are.
+    pub exclude: bool,
+    /// Of the group's family.
+    pub sources: Vec<IpAddr>,
 }
 
 /// A datagram that waited to be read.
@@ -296,6 +372,10 @@ pub struct Datagram {
     pub from: Endpoint,
     /// The address it was sent to.
     pub to: IpAddr,
+    /// Time to live or hop limit that it came with.
+    pub ttl: u8,
+    /// Type of service or traffic class that it came with.
+    pub tos: u8,
     /// Payload.
     pub data: Vec<u8>,
 }
@@ -307,143 +387,6 @@ pub struct Left {
     pub socket: String,
     /// Why, and what becomes of it.
     pub why: String,
-}
-
-/// What is wrong with an image.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the image's {socket} is impossible: {what}")]
-pub struct Impossible {
-    /// Which socket.
-    pub socket: String,
-    /// What is wrong with it.
-    pub what: &'static str,
-}
-
-impl Sockets {
-    /// Checks what a restore relies on: queues fit their sequence numbers and [`QUEUE_LIMIT`], every socket has a holder, no holder and
-    /// no tuple occurs twice, pairs name connections that face each other.
-    ///
-    /// # Errors
-    /// The first socket that breaks a rule.
-    pub fn check(&self) -> Result<(), Impossible> {
-        let mut holders = HashSet::new();
-        let mut held = |name: String, common: &Common| {
-            let fresh = common.holders.iter().all(|h| holders.insert(*h));
-            match (common.holders.is_empty(), fresh) {
-                (true, _) => Err(Impossible {
-                    socket: name,
-                    what: "no descriptor holds it",
-                }),
-                (_, false) => Err(Impossible {
-                    socket: name,
-                    what: "its descriptor holds another socket too",
-                }),
-                _ => Ok(()),
-            }
-        };
-        let mut tuples = HashSet::new();
-        for tcp in &self.tcp {
-            held(tcp.to_string(), &tcp.common)?;
-            tcp.check().map_err(|what| Impossible {
-                socket: tcp.to_string(),
-                what,
-            })?;
-            if !tuples.insert((tcp.local.canonical(), tcp.peer.canonical())) {
-                return Err(Impossible {
-                    socket: tcp.to_string(),
-                    what: "there are two of it",
-                });
-            }
-        }
-        for listener in &self.listeners {
-            held(format!("listener {}", listener.local), &listener.common)?;
-        }
-        for udp in &self.udp {
-            held(format!("udp {}", udp.local), &udp.common)?;
-            if udp
-                .queue
-                .iter()
-                .any(|d| d.data.len() > usize::from(u16::MAX))
-            {
-                return Err(Impossible {
-                    socket: format!("udp {}", udp.local),
-                    what: "a datagram exceeds 64 KiB",
-                });
-            }
-        }
-        let mut paired = HashSet::new();
-        for &(a, b) in &self.pairs {
-            let socket = format!("pair ({a}, {b})");
-            let ends = self.tcp.get(a as usize).zip(self.tcp.get(b as usize));
-            let Some((x, y)) = ends else {
-                return Err(Impossible {
-                    socket,
-                    what: "it names a connection that is not there",
-                });
-            };
-            if !paired.insert(a) || !paired.insert(b) {
-                return Err(Impossible {
-                    socket,
-                    what: "an end belongs to two pairs",
-                });
-            }
-            if x.local.canonical() != y.peer.canonical()
-                || x.peer.canonical() != y.local.canonical()
-            {
-                return Err(Impossible {
-                    socket,
-                    what: "its ends do not face each other",
-                });
-            }
-            if x.snd_una != y.rcv_nxt
-                || y.snd_una != x.rcv_nxt
-                || x.in_flight() != 0
-                || y.in_flight() != 0
-            {
-                return Err(Impossible {
-                    socket,
-                    what: "its ends are not reconciled",
-                });
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Tcp {
-    fn check(&self) -> Result<(), &'static str> {
-        let queued = self.write_seq.wrapping_sub(self.snd_una) as usize;
-        if self.send.len() > QUEUE_LIMIT || self.recv.len() > QUEUE_LIMIT {
-            return Err("a queue is longer than the limit");
-        }
-        if queued != self.send.len() {
-            return Err("its send queue does not fit its sequence numbers");
-        }
-        if self.in_flight() as usize > queued {
-            return Err("it has sent more than it has written");
-        }
-        if self.window.rcv_wnd > 1 << 30
-            || self.window.snd_wnd > 1 << 30
-            || self.peer_window > 1 << 30
-        {
-            return Err("a window exceeds 1 GiB");
-        }
-        if self.wscale.is_some_and(|(snd, rcv)| snd > 14 || rcv > 14) {
-            return Err("a window scale exceeds 14");
-        }
-        if self.congestion.len() > 15 || self.common.device.len() > 15 {
-            return Err("a name exceeds 15 bytes");
-        }
-        if self.local.ip.is_ipv4() != self.peer.ip.is_ipv4()
-            || self.local.ip.is_ipv4() == self.common.v6
-        {
-            return Err("its addresses are of different families");
-        }
-        if self.local.port == 0 || self.peer.port == 0 {
-            return Err("a port is 0");
-        }
-        Ok(())
-    }
 }
 
 impl fmt::Display for Tcp {

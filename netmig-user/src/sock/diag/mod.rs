@@ -1,15 +1,16 @@
 //! Every socket of the caller's network namespace, by NETLINK_SOCK_DIAG; /proc/net where the kernel has no diag module for a kind.
-use std::{
-    fmt, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+mod inet;
+
+use std::{fmt, io};
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 use netmig_core::{
-    image::v1::sock::Endpoint,
+    image::v1::sock::{Endpoint, Key},
     socket::{Kind, State},
 };
 
+pub(super) use self::inet::{destroy, tcp, tcp_infos, udp_memory};
+use self::inet::{inet, inet_request};
 use super::{error::Error, procnet};
 
 /// A socket as the kernel lists it.
@@ -28,12 +29,16 @@ pub(super) struct Found {
     pub ulp: String,
     /// sk_shutdown: bit 0 reading, bit 1 writing.
     pub shutdown: u8,
-    /// TCP_MD5SIG keys are set.
-    pub signed: bool,
+    /// TCP_MD5SIG.
+    pub keys: Vec<Key>,
     /// Inode of the other end of a unix socket.
     pub unix_peer: Option<u64>,
     /// The kernel's own.
     pub kernel: bool,
+    /// Of TCP: ECN was negotiated.
+    pub ecn: bool,
+    /// Of TCP: until its timer expires, ms.
+    pub expires_ms: u32,
 }
 
 /// One end of a socket.
@@ -78,7 +83,14 @@ impl fmt::Display for Found {
     }
 }
 
+/// Kind and both ends: names a connection.
+pub(super) type Ends = (Kind, Option<Endpoint>, Option<Endpoint>);
+
 impl Found {
+    pub(super) fn ends(&self) -> Ends {
+        (self.kind, self.local.endpoint(), self.peer.endpoint())
+    }
+
     pub(super) fn new(kind: Kind, state: State, inode: u64) -> Self {
         Self {
             kind,
@@ -91,9 +103,11 @@ impl Found {
             wqueue: 0,
             ulp: String::new(),
             shutdown: 0,
-            signed: false,
+            keys: Vec::new(),
             unix_peer: None,
             kernel: false,
+            ecn: false,
+            expires_ms: 0,
         }
     }
 }
@@ -196,6 +210,18 @@ fn ask(
     what: &'static str,
     each: &mut dyn FnMut(&[u8]) -> Option<()>,
 ) -> Result<bool, Error> {
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+    say(socket, SOCK_DIAG_BY_FAMILY, flags, request, what, each)
+}
+
+fn say(
+    socket: &Socket,
+    kind: u16,
+    flags: u16,
+    request: &[u8],
+    what: &'static str,
+    each: &mut dyn FnMut(&[u8]) -> Option<()>,
+) -> Result<bool, Error> {
     let failed = |source| Error::Diag { what, source };
     let malformed = || Error::Malformed {
         what: format!("sock_diag's answer about {what}"),
@@ -206,8 +232,7 @@ fn ask(
             .map_err(|_| malformed())?
             .to_ne_bytes(),
     );
-    message.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+    message.extend_from_slice(&kind.to_ne_bytes());
     message.extend_from_slice(&flags.to_ne_bytes());
     message.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0]);
     message.extend_from_slice(request);
@@ -243,117 +268,6 @@ fn ask(
             rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
         }
     }
-}
-
-/// Established TCP connections with their `struct tcp_info`.
-pub(super) fn tcp_infos() -> Result<Vec<super::flows::Seen>, Error> {
-    const INET_DIAG_INFO: u16 = 2;
-    const TCP_ESTABLISHED: u32 = 1;
-    let mut seen = Vec::new();
-    for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
-        let mut request = inet_request(family, libc::IPPROTO_TCP as u32);
-        request[4..8].copy_from_slice(&(1_u32 << TCP_ESTABLISHED).to_ne_bytes());
-        dump(&request, "TCP connections", &mut |body| {
-            let (_, info) =
-                attributes(body.get(72..)?).find(|(kind, _)| *kind == INET_DIAG_INFO)?;
-            seen.push(super::flows::Seen::new(inet(Kind::Tcp, body)?, info)?);
-            Some(())
-        })?;
-    }
-    Ok(seen)
-}
-
-/// Every UDP socket, and how many bytes its receive buffer holds and takes: `SK_MEMINFO_RMEM_ALLOC`, `SK_MEMINFO_RCVBUF`.
-pub(super) fn udp_memory(socket: &Socket) -> Result<Vec<(Found, u32, u32)>, Error> {
-    const INET_DIAG_SKMEMINFO: u8 = 7;
-    let mut found = Vec::new();
-    for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
-        let mut request = inet_request(family, libc::IPPROTO_UDP as u32);
-        request[2] = 1 << (INET_DIAG_SKMEMINFO - 1);
-        ask(socket, &request, "UDP sockets", &mut |body| {
-            let wanted = u16::from(INET_DIAG_SKMEMINFO);
-            let (_, memory) = attributes(body.get(72..)?).find(|(kind, _)| *kind == wanted)?;
-            found.push((
-                inet(Kind::Udp, body)?,
-                u32_at(memory, 0)?,
-                u32_at(memory, 4)?,
-            ));
-            Some(())
-        })?;
-    }
-    Ok(found)
-}
-
-fn inet_request(family: u8, protocol: u32) -> Vec<u8> {
-    // struct inet_diag_req_v2. Upper-layer protocol and MD5 keys come to CAP_NET_ADMIN with INFO (inet_diag_msg_attrs_fill,
-    // tcp_diag_get_aux).
-    const INET_DIAG_INFO: u8 = 2;
-    const INET_DIAG_REQ_PROTOCOL: u16 = 2;
-    let mut r = vec![
-        family,
-        protocol.min(255) as u8,
-        1 << (INET_DIAG_INFO - 1) | 1 << (INET_DIAG_SHUTDOWN - 1),
-        0,
-    ];
-    r.extend_from_slice(&u32::MAX.to_ne_bytes());
-    r.extend_from_slice(&[0; 48]);
-    if protocol > 255 {
-        r.extend_from_slice(&8_u16.to_ne_bytes());
-        r.extend_from_slice(&INET_DIAG_REQ_PROTOCOL.to_ne_bytes());
-        r.extend_from_slice(&protocol.to_ne_bytes());
-    }
-    r
-}
-
-/// struct inet_diag_msg and its attributes.
-fn inet(kind: Kind, body: &[u8]) -> Option<Found> {
-    const INET_DIAG_MD5SIG: u16 = 18;
-    const INET_DIAG_ULP_INFO: u16 = 19;
-    const INET_ULP_INFO_NAME: u16 = 1;
-    let v6 = i32::from(*body.first()?) == libc::AF_INET6;
-    let device = u32_at(body, 4 + 4 + 32)?;
-    let end = |port: usize, address: usize| {
-        let port = u16::from_be_bytes(body.get(port..port + 2)?.try_into().ok()?);
-        let raw: [u8; 16] = body.get(address..address + 16)?.try_into().ok()?;
-        let ip = if v6 {
-            IpAddr::V6(Ipv6Addr::from(raw))
-        } else {
-            IpAddr::V4(Ipv4Addr::new(raw[0], raw[1], raw[2], raw[3]))
-        };
-        let link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-        Some(Endpoint {
-            ip,
-            port,
-            scope: if link_local { device } else { 0 },
-        })
-    };
-    let (local, peer) = (end(4, 8)?, end(6, 24)?);
-    let mut found = Found::new(
-        kind,
-        State::from_kernel(*body.get(1)?),
-        u64::from(u32_at(body, 68)?),
-    );
-    found.v6 = v6;
-    found.local = Name::Inet(local);
-    if peer.port != 0 || !peer.ip.is_unspecified() {
-        found.peer = Name::Inet(peer);
-    }
-    found.rqueue = u32_at(body, 56)?;
-    found.wqueue = u32_at(body, 60)?;
-    for (kind, value) in attributes(body.get(72..)?) {
-        match kind {
-            kind if kind == u16::from(INET_DIAG_SHUTDOWN) => {
-                found.shutdown = value.first().copied().unwrap_or(0)
-            }
-            INET_DIAG_MD5SIG => found.signed = !value.is_empty(),
-            INET_DIAG_ULP_INFO => {
-                let name = attributes(value).find(|(k, _)| *k == INET_ULP_INFO_NAME);
-                found.ulp = name.map(|(_, v)| text(v)).unwrap_or_default();
-            }
-            _ => {}
-        }
-    }
-    Some(found)
 }
 
 fn unix_request() -> Vec<u8> {
@@ -459,7 +373,7 @@ fn vsock(body: &[u8]) -> Option<Found> {
 }
 
 /// Walks netlink attributes; stops at the first one that does not fit.
-fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     const TYPE: u16 = 0x3fff;
     std::iter::from_fn(move || {
         let len = usize::from(u16_at(rest, 0)?);
