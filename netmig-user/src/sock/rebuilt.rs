@@ -6,8 +6,9 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use netmig_core::image::v1::sock::{
-    Common, Datagram, Holder, Interface, Membership, Sockets, Tcp, TcpState,
+use netmig_core::image::v1::{
+    conntrack::Translated,
+    sock::{Common, Datagram, Holder, Interface, Membership, Sockets, Tcp, TcpState},
 };
 use nix::sys::socket::{Shutdown, shutdown};
 
@@ -88,18 +89,23 @@ impl Rebuilt {
     /// # Errors
     /// The first step that failed; the others were done all the same.
     pub fn open(&self) -> Result<Opened, Error> {
-        self.open_but(&|_| false)
+        self.open_with(&|_| false, &[])
     }
 
-    /// [`Self::open`], but the peers of some connections are not told the window: that is to be done later ([`super::tell_windows`]), when
-    /// they have been given what was promised to their peers.
+    /// As [`Self::open`], but the peers of those that are to be told `later` are not told the window: that is to be done
+    /// ([`super::tell_windows`]) when they have been given what was promised to their peers. The namespace's packet filter translates the
+    /// connections that are `translated`.
     ///
     /// # Errors
     /// As there.
-    pub fn open_but(&self, later: &(dyn Fn(&Tcp) -> bool + Sync)) -> Result<Opened, Error> {
+    pub fn open_with(
+        &self,
+        later: &(dyn Fn(&Tcp) -> bool + Sync),
+        translated: &[Translated],
+    ) -> Result<Opened, Error> {
         let inner = self.open_inner()?;
         let mut opened = within(&self.netns, || {
-            let mut injector = Injector::default();
+            let mut injector = Injector::translating(translated);
             let mut failed = None;
             let mut datagrams = 0;
             let here = common::interfaces()?;

@@ -10,6 +10,7 @@ mod handoff;
 mod hold;
 mod keeper;
 mod machines;
+mod network;
 mod pairs;
 mod refusals;
 mod story;

@@ -160,6 +160,7 @@ impl Steps {
         if let Some(hold) = &hold {
             left.extend(hold.close(gate.as_ref()));
         }
+        left.extend(self.forget_traffic());
         if let Some(netns) = container.netns.as_ref().filter(|path| path.exists()) {
             let (links, network, ours) = {
                 let state = self.state();

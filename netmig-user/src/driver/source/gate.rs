@@ -140,6 +140,7 @@ impl Steps {
         state.copying = Some(thread::spawn(move || steps.copy_files(true)));
         drop(state);
         self.keep();
+        self.read_traffic();
         let steps = self.clone();
         thread::spawn(move || {
             let pause = steps.lease() / 4;

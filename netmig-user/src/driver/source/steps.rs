@@ -16,7 +16,10 @@ use anyhow::{Context, Result, bail};
 use netmig_core::{
     container::Container,
     id::{Life, MoveId},
-    image::v1::net::Network,
+    image::v1::{
+        conntrack::{Connection, Remembered},
+        net::Network,
+    },
     machine::source::Done,
     plan::Rate,
     proto::{Channel, Hello, PROTOCOL, ToTarget, Word},
@@ -109,6 +112,11 @@ pub(super) struct State {
     pub(super) streaming: Option<Streaming>,
     pub(super) renewing: Option<Arc<AtomicBool>>,
     pub(super) copying: Option<thread::JoinHandle<Result<()>>>,
+    /// The thread that reads what the network remembers.
+    pub(super) remembering: Option<thread::JoinHandle<Result<Remembered>>>,
+    pub(super) remembered: Option<Box<Remembered>>,
+    /// Connections of the container that this host tracks.
+    pub(super) tracked: Vec<Connection>,
 }
 
 impl Steps {
@@ -324,6 +332,7 @@ impl Steps {
         self.state().kept = Some(kept);
         drop(alone);
         self.keep_dumped(&sockets);
+        self.traffic_read()?;
         Ok(Done::Dumped(Box::new(ToTarget::Sockets(Box::new(sockets)))))
     }
 }

@@ -6,6 +6,7 @@ mod image;
 mod images;
 mod keeper;
 mod prepare;
+mod remembered;
 mod steps;
 
 use std::{

@@ -13,7 +13,10 @@ use anyhow::{Context, Result, bail};
 use netmig_core::{
     container::Container,
     id::{Epoch, MoveId},
-    image::v1::sock::{Holder, Sockets},
+    image::v1::{
+        conntrack::{Connection, Translated},
+        sock::{Holder, Sockets},
+    },
     machine::target::Event,
     proto::Question,
     socket,
@@ -85,6 +88,12 @@ pub(super) struct State {
     /// Why they could not be made fit.
     pub(super) unstaged: Option<String>,
     pub(super) warnings: Vec<String>,
+    /// The thread that makes what the network remembers, beside the engine's restore.
+    pub(super) remembering: Option<thread::JoinHandle<Result<Vec<String>>>>,
+    /// Connections that this host has been told to track.
+    pub(super) tracked: Vec<Connection>,
+    /// Connections that the container's own packet filter translates.
+    pub(super) translated: Vec<Translated>,
 }
 
 impl State {
@@ -172,6 +181,7 @@ impl Steps {
 
     /// Rebuilds the sockets in the stopped tasks, behind the closed gate. Microseconds since the engine's restore began.
     pub fn rebuild_sockets(&self) -> Result<u64> {
+        self.traffic_remembered()?;
         let (init_pid, sockets, begun) = {
             let state = self.state();
             let sockets = state
@@ -281,7 +291,7 @@ impl Steps {
             },
         };
         if let Some(rebuilt) = rebuilt
-            && let Err(e) = rebuilt.open_but(&|tcp| before.has(tcp))
+            && let Err(e) = rebuilt.open_with(&|tcp| before.has(tcp), &state.translated)
         {
             warnings.push(format!("opening the connections: {e}"));
         }
