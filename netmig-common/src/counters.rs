@@ -101,6 +101,8 @@ pub struct Tally {
     pub unhandled: [u64; 8],
     /// Times that the program latched `expired`.
     pub expired: u64,
+    /// Answers that passed the closed gate in the container's name (contained in `packets`).
+    pub answered: u64,
 }
 
 impl Tally {
@@ -118,6 +120,7 @@ impl Tally {
         self.sequences += other.sequences;
         sum(&mut self.unhandled, &other.unhandled);
         self.expired += other.expired;
+        self.answered += other.answered;
     }
 
     /// Dropped packets of all protocols.

@@ -13,13 +13,16 @@ pub use flow::{Direction, FlowHint, FlowKey, FlowState, SCALE_ABSENT, SCALE_MAX,
 pub use mode::{Mode, ModeWord, Side};
 
 /// Version of everything in this crate that is kept in a pinned map; a gate pinned by another version is not opened.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Index in map `ORDER`: packets redirected to the hold.
 pub const REDIRECTED: u32 = 0;
 
 /// Index in map `ORDER`: those of them that user space is done with, put in or given up.
 pub const DONE: u32 = 1;
+
+/// Index in map `ORDER`: those whose payload user space has acknowledged in the container's name. No program reads it.
+pub const OWNED: u32 = 2;
 
 /// Bit of [`Settings::drain`]: in `drain`, inbound datagrams go to the hold of their device, if it has one.
 pub const HOLD_DATAGRAMS: u32 = 1 << 2;
@@ -33,6 +36,10 @@ pub struct Settings {
     pub drain: u32,
     /// Counts the drains of this gate; what was seen of a connection in an earlier one does not hold any more.
     pub round: u32,
+    /// Mark of the answers that user space sends in the container's name; outbound packets with it pass the closed gate of a source. 0: none do.
+    pub answers: u32,
+    /// Not 0: the container's own pure ACKs pass the closed gate of a source.
+    pub acks: u32,
 }
 
 #[cfg(feature = "user")]

@@ -27,9 +27,9 @@ pub static TALLIES: PerCpuArray<Tally> = PerCpuArray::with_max_entries(COUNTED, 
 #[map]
 pub static HOLDS: HashMap<u32, u32> = HashMap::with_max_entries(64, 0);
 
-/// [`netmig_common::REDIRECTED`] and [`netmig_common::DONE`]; changed by atomic operations only, by user space through mmap.
+/// [`netmig_common::REDIRECTED`], [`netmig_common::DONE`] and [`netmig_common::OWNED`]; changed by atomic operations only, by user space through mmap.
 #[map]
-pub static ORDER: Array<u64> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+pub static ORDER: Array<u64> = Array::with_max_entries(3, BPF_F_MMAPABLE);
 
 /// Written by user space.
 #[map]

@@ -1,7 +1,7 @@
 //! What happens to a packet: the mode word read, the lease watched, the packet counted.
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::{bpf_ktime_get_boot_ns, bpf_redirect},
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::{bpf_clone_redirect, bpf_ktime_get_boot_ns, bpf_redirect},
     programs::TcContext,
 };
 use netmig_common::{
@@ -11,7 +11,8 @@ use netmig_common::{
 use crate::{
     drain,
     maps::{HOLDS, MODE, ORDER, SETTINGS, TALLIES},
-    packet,
+    packet::{self, Packet, WHOLE},
+    tcp::Segment,
 };
 
 /// Not `TC_ACT_OK`: what other programs and filters do at the device goes on as if the gate were not there.
@@ -156,13 +157,23 @@ fn pass(ctx: &TcContext, tally: &mut Tally) -> i32 {
 
 #[inline(always)]
 fn closed(ctx: &TcContext, direction: Direction, tally: &mut Tally, word: u64) -> i32 {
-    let mut key = FlowKey::default();
-    let protocol = packet::parse(ctx, direction, &mut key).protocol;
-    let neighbour = protocol == Protocol::Neighbour as u32;
     // The container's own kernel still answers: nobody's neighbour entry fails in a long blackout. From the grant on it is silent.
     let speaks = ModeWord::mode_bits(word) == Mode::Closed as u8 && ModeWord::is_source(word);
+    if speaks && matches!(direction, Direction::Outbound) && is_answer(ctx) {
+        tally.answered += 1;
+        return pass(ctx, tally);
+    }
+    let mut key = FlowKey::default();
+    let packet = packet::parse(ctx, direction, &mut key);
+    let protocol = packet.protocol;
+    let neighbour = protocol == Protocol::Neighbour as u32;
     if speaks && neighbour {
         tally.neighbours += 1;
+        return pass(ctx, tally);
+    }
+    // What the container's stack acknowledges before its sockets are dumped is in the dump: an ACK that was still delayed when the gate
+    // closed must not be missing.
+    if speaks && matches!(direction, Direction::Outbound) && is_pure_ack(ctx, &packet) {
         return pass(ctx, tally);
     }
     // Nobody needs to hear old requests of the link layer.
@@ -173,6 +184,46 @@ fn closed(ctx: &TcContext, direction: Direction, tally: &mut Tally, word: u64) -
         return verdict;
     }
     drop_packet(ctx, tally, protocol)
+}
+
+/// Whether user space sent the packet in the container's name ([`answer`]). What comes out of another namespace has no mark
+/// (`skb_scrub_packet`), so nothing in the container can look like one. The mark goes: nobody behind the gate is to act upon it.
+#[inline(always)]
+fn is_answer(ctx: &TcContext) -> bool {
+    let Some(settings) = SETTINGS.get(0) else {
+        return false;
+    };
+    // SAFETY: the context is the skb that the kernel gave to the program.
+    let skb = unsafe { &mut *ctx.skb.skb };
+    if settings.answers == 0 || skb.mark != settings.answers {
+        return false;
+    }
+    skb.mark = 0;
+    true
+}
+
+#[inline(always)]
+fn is_pure_ack(ctx: &TcContext, packet: &Packet) -> bool {
+    SETTINGS.get(0).is_some_and(|settings| settings.acks != 0)
+        && packet.trouble == WHOLE
+        && packet.protocol == Protocol::Tcp as u32
+        && Segment::load(ctx, packet).is_ok_and(|segment| segment.is_pure_ack())
+}
+
+/// Lets the packet come in at the device whose index is in `cb[0]`, as if the container had sent it there. Run by user space
+/// (BPF_PROG_TEST_RUN), attached nowhere.
+#[inline(always)]
+pub fn answer(ctx: &TcContext) -> i32 {
+    let Some(settings) = SETTINGS.get(0) else {
+        return DROP;
+    };
+    // SAFETY: the context is the skb that the kernel gave to the program.
+    let skb = unsafe { &mut *ctx.skb.skb };
+    skb.mark = settings.answers;
+    let device = skb.cb[0];
+    // SAFETY: a helper; the clone keeps the mark.
+    let refused = unsafe { bpf_clone_redirect(ctx.skb.skb, device, u64::from(BPF_F_INGRESS)) };
+    if refused == 0 { PASS } else { DROP }
 }
 
 /// Holds an inbound datagram in `drain`, where that is asked for: tasks that are being stopped read nothing, and a receive buffer is soon full.

@@ -28,6 +28,12 @@ pub fn netmig_loopback(ctx: TcContext) -> i32 {
     verdict::loopback(&ctx)
 }
 
+/// Attached nowhere: user space runs it to send a packet in the container's name.
+#[classifier]
+pub fn netmig_answer(ctx: TcContext) -> i32 {
+    verdict::answer(&ctx)
+}
+
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {

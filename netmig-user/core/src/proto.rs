@@ -2,7 +2,7 @@
 use crate::{
     container::Container,
     id::{Epoch, Life, MoveId},
-    image::v1::{net::Network, sock::Sockets},
+    image::v1::{conntrack::Remembered, net::Network, sock::Sockets},
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -131,6 +131,8 @@ pub enum ToTarget {
     Finish,
     /// Step 4: the freeze begins, and what is left to send takes a moment only: the engine may be started, as far as it goes without images.
     Freezing,
+    /// Step 5, before the sockets: what the network remembers of the traffic, where that is anything.
+    Remembered(Box<Remembered>),
 }
 
 /// From target to source.
@@ -185,7 +187,7 @@ pub struct Question {
 }
 
 /// Where a link of the container hangs on its host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Attach {
     /// Name of the link inside the container.
     pub link: String,

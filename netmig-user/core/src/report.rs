@@ -80,8 +80,10 @@ pub struct Packets {
     pub replayed: u64,
     /// Dropped by a closed gate.
     pub dropped: u64,
-    /// Answered by the gate in the container's name.
+    /// Sent to peers in the container's name.
     pub answered: u64,
+    /// Those of the held ones whose payload was acknowledged before the container had it.
+    pub owned: u64,
 }
 
 /// The JSON schema of [`Report`].
@@ -154,10 +156,11 @@ impl fmt::Display for Report {
                 replayed,
                 dropped,
                 answered,
+                owned,
             } = self.packets;
             writeln!(
                 f,
-                "  {} sent; packets held {held}, replayed {replayed}, dropped {dropped}, answered {answered}",
+                "  {} sent; packets held {held}, replayed {replayed}, dropped {dropped}, answered {answered}, owned {owned}",
                 crate::plan::Bytes(self.bytes)
             )?;
             write_sockets(f, &self.sockets)?;

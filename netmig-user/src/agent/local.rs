@@ -60,7 +60,8 @@ pub enum Drain {
     Out,
     /// All, in both directions.
     Both,
-    /// Those with bulk, in its direction: a drained request would be a longer pause.
+    /// Those with bulk, in its direction: a drained request would be a longer pause. Where peers are answered in the blackout, only those in
+    /// which the container sends.
     #[default]
     Auto,
 }

@@ -5,6 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use netmig_core::{
     container::{Manager, MountFate},
     id::MoveId,
+    proto::Attach,
 };
 
 use crate::{agent::local::Drain, wire::dial::Destination};
@@ -46,6 +47,8 @@ pub enum Command {
     Handoff(Handoff),
     /// List the moves that wait on this host, and decide one
     Recover(Recover),
+    /// The network of a namespace as a JSON document: dump, restore, diff
+    Net(Net),
     /// The resident agent (started by whoever needs it)
     Agent(Agent),
     /// The remote shell that rsync is given
@@ -135,7 +138,7 @@ pub struct Migrate {
     /// What becomes of the container at the source: its record is kept (renamed, unable to start) or removed; volumes are never deleted
     #[arg(long, value_name = "WHAT", value_parser = ["keep", "remove"], default_value = "keep")]
     pub source: String,
-    /// Connections that settle before the freeze: those in which bulk flows, in its direction (auto); only where the container sends it (out);
+    /// Connections that settle before the freeze: those in which bulk flows, in its direction, unless peers are answered in the blackout and need not be stopped (auto); only where the container sends it (out);
     /// all of them (both); none (off)
     #[arg(long, value_enum, value_name = "WHICH", default_value_t = Drain::Auto, hide_possible_values = true)]
     pub drain: Drain,
@@ -297,6 +300,78 @@ pub struct Recover {
     pub json: bool,
 }
 
+/// Arguments of `net`.
+#[derive(Debug, Args)]
+pub struct Net {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: NetVerb,
+}
+
+/// What `net` can do.
+#[derive(Debug, Subcommand)]
+pub enum NetVerb {
+    /// Write the network of a namespace (links, addresses, routes, rules, neighbours, sysctls, packet filters) as JSON
+    Dump(NetDump),
+    /// Make the network of a document in a namespace; exit code 3: refused, nothing was made
+    Restore(NetRestore),
+    /// Say what is different between two networks; exit code 1: something is
+    Diff(NetDiff),
+    /// Write the JSON schema of the document
+    Schema,
+}
+
+/// Arguments of `net dump`.
+#[derive(Debug, Args)]
+pub struct NetDump {
+    /// The namespace: a path, the id of a process in it, or a name as `ip netns` has it
+    #[arg(long, value_name = "PATH|PID|NAME")]
+    pub netns: String,
+    /// The connections that it tracks too
+    #[arg(long)]
+    pub connections: bool,
+    /// Where to write it; without, to standard output
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// Arguments of `net restore`.
+#[derive(Debug, Args)]
+pub struct NetRestore {
+    /// The document; `-`: standard input
+    #[arg(value_name = "FILE", default_value = "-")]
+    pub file: PathBuf,
+    /// The namespace: a path or a name, made if it is not there, or the id of a process in it
+    #[arg(long, value_name = "PATH|PID|NAME")]
+    pub netns: String,
+    /// Attach a link to this bridge (or parent device) instead of the one of the document
+    #[arg(long, value_name = "LINK=PARENT", value_parser = attach)]
+    pub attach: Vec<Attach>,
+    /// Only say what stands against it
+    #[arg(long)]
+    pub check: bool,
+    /// Go on without packet filters that cannot be made here
+    #[arg(long)]
+    pub partial: bool,
+}
+
+/// Arguments of `net diff`.
+#[derive(Debug, Args)]
+pub struct NetDiff {
+    /// A document; `-`: standard input; `netns:PATH|PID|NAME`: a namespace as it is
+    #[arg(value_name = "FILE|netns:WHERE")]
+    pub before: String,
+    /// Another one
+    #[arg(value_name = "FILE|netns:WHERE")]
+    pub after: String,
+    /// Counters and lifetimes count too
+    #[arg(long)]
+    pub exact: bool,
+    /// Write the differences as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `agent`.
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("how").required(true).multiple(false).args(["stdio", "resident"]))]
@@ -382,6 +457,16 @@ fn bytes(text: &str) -> Result<u64, String> {
     number
         .checked_mul(1 << shift)
         .ok_or_else(|| format!("{text} is more than a hold can have"))
+}
+
+fn attach(text: &str) -> Result<Attach, String> {
+    match text.split_once('=') {
+        Some((link, parent)) if !link.is_empty() && !parent.is_empty() => Ok(Attach {
+            link: link.to_owned(),
+            parent: parent.to_owned(),
+        }),
+        _ => Err("LINK=PARENT is expected, for instance eth0=br0".to_owned()),
+    }
 }
 
 fn mount(text: &str) -> Result<(PathBuf, MountFate), String> {

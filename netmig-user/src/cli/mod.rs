@@ -8,6 +8,7 @@ pub mod gate;
 pub mod handoff;
 pub mod inspect;
 pub mod migrate;
+pub mod net;
 pub mod recover;
 
 use std::process::ExitCode;
@@ -41,6 +42,7 @@ pub fn run(args: args::Cli) -> Result<ExitCode> {
             args::Command::Gate(args) => gate::run(&args).map(|()| ExitCode::SUCCESS),
             args::Command::Handoff(args) => handoff::run(&args).await,
             args::Command::Recover(args) => recover::run(args).await,
+            args::Command::Net(args) => net::run(&args),
             args::Command::Agent(args) => agent::run(args).await.map(|()| ExitCode::SUCCESS),
             args::Command::Rsh(args) => agent::rsh(args).await.map(|()| ExitCode::SUCCESS),
             args::Command::Supervise(_) | args::Command::HandoffEngine(_) => {

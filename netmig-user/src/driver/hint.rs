@@ -1,20 +1,12 @@
 //! What the gate is told of a connection.
 use netmig_common::FlowKey;
 
+use super::hold;
 use crate::{agent::local::Drain, gate::FlowScales, sock};
 
 /// A connection as the gate knows it, and what is to be stopped of it in `drain`.
 pub fn hint(flow: &sock::Flow, drain: Drain) -> (FlowKey, FlowScales) {
-    let octets = |ip: std::net::IpAddr| match ip {
-        std::net::IpAddr::V4(ip) => FlowKey::mapped(ip.octets()),
-        std::net::IpAddr::V6(ip) => ip.octets(),
-    };
-    let key = FlowKey {
-        container: octets(flow.local.ip),
-        peer: octets(flow.peer.ip),
-        container_port: flow.local.port,
-        peer_port: flow.peer.port,
-    };
+    let key = hold::key(flow.local, flow.peer);
     let (stop_peer, stop_container) = match drain {
         Drain::Off => (false, false),
         Drain::Out => (false, flow.sends_bulk),

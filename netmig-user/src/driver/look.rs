@@ -44,7 +44,17 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
     let topology = net::topology(&netns)?;
     objections.extend(topology.refusals.iter().cloned());
     warnings.extend(topology.warnings.iter().cloned());
-    let network = net::snapshot(&netns)?;
+    let mut network = net::snapshot(&netns)?;
+    warnings.extend(network.not_carried.iter().cloned());
+    network.filters.partial = allow.iter().any(|key| key == "filters");
+    let unfit = net::filter::rehearse(&network.filters, &network.links)?;
+    for what in network.filters.lost.iter().chain(&unfit) {
+        if network.filters.partial {
+            warnings.push(what.clone());
+        } else {
+            objections.push(format!("{what}; --allow filters goes on without it"));
+        }
+    }
     let engine = manager.engine();
     let mut rows = sock::rows_under(&netns, &tasks(&container)?, engine)?;
     if engine == Engine::Handoff {

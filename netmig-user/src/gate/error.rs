@@ -32,6 +32,8 @@ pub enum Step {
     Read,
     /// Putting held packets in.
     Inject,
+    /// Sending an answer in the container's name.
+    Answer,
 }
 
 impl fmt::Display for Step {
@@ -49,6 +51,7 @@ impl fmt::Display for Step {
             Self::Detach => "detaching from",
             Self::Read => "reading from",
             Self::Inject => "putting held packets in at",
+            Self::Answer => "answering in the container's name at",
         })
     }
 }

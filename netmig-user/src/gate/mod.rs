@@ -6,15 +6,17 @@
 //! |---|---|
 //! | `gate` | symbolic link; its target says which layout, move and side ([`record`]) |
 //! | `MODE` `SETTINGS` `TALLIES` `HOLDS` `ORDER` `HINTS` `FLOWS` | the maps |
-//! | `netmig_inbound` `netmig_outbound` `netmig_loopback` | the programs |
+//! | `netmig_inbound` `netmig_outbound` `netmig_loopback` `netmig_answer` | the programs |
 //! | `at_N` | symbolic link; its target is the record of the N-th point ([`record`]), written before anything is attached there |
 //! | `at_N_inbound` ... | TCX links |
 //!
 //! A mode holds for all points at once: it is one atomic write to one word ([`word`]).
+mod answerer;
 mod attachment;
 mod drain;
 mod error;
 pub mod hold;
+pub mod keeper;
 #[cfg(feature = "aya-log")]
 mod log;
 mod netlink;
@@ -33,6 +35,7 @@ use std::{
     time::Duration,
 };
 
+pub use answerer::Answerer;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 pub use drain::{Drained, FlowScales, Progress};
 pub use error::{Error, Step};
@@ -145,7 +148,7 @@ impl Gate {
             side,
             pins: pins.to_owned(),
             word: Arc::new(Word::map(&object::map_data(pins, "MODE")?)?),
-            order: Arc::new(Shared::map(&object::map_data(pins, "ORDER")?, 2)?),
+            order: Arc::new(Shared::map(&object::map_data(pins, "ORDER")?, 3)?),
             settings: Mutex::new(object::map(pins, "SETTINGS")?),
             tallies: object::map(pins, "TALLIES")?,
             holds: Mutex::new(object::map(pins, "HOLDS")?),

@@ -25,10 +25,11 @@ pub(super) enum Program {
     Inbound,
     Outbound,
     Loopback,
+    Answer,
 }
 
 impl Program {
-    pub(super) const ALL: [Self; 3] = [Self::Inbound, Self::Outbound, Self::Loopback];
+    pub(super) const ALL: [Self; 4] = [Self::Inbound, Self::Outbound, Self::Loopback, Self::Answer];
     /// What all names begin with: a program of this name at a device is a gate's.
     pub(super) const PREFIX: &str = "netmig_";
 
@@ -37,6 +38,7 @@ impl Program {
             Self::Inbound => "netmig_inbound",
             Self::Outbound => "netmig_outbound",
             Self::Loopback => "netmig_loopback",
+            Self::Answer => "netmig_answer",
         }
     }
 

@@ -46,6 +46,10 @@ pub struct Status {
     pub outbound: Counted,
     /// On the container's `lo`.
     pub loopback: Counted,
+    /// Packets given to the hold and not delivered, nor given up.
+    pub waiting: u64,
+    /// Packets given to the hold whose payload was acknowledged to the peer already.
+    pub owned: u64,
     /// Connections that it has seen since the last `drain` began; none unless asked for.
     pub flows: Option<Vec<Flow>>,
 }
@@ -88,6 +92,8 @@ pub struct Counted {
     pub unhandled: BTreeMap<&'static str, u64>,
     /// Times that the lease ran out.
     pub expired: u64,
+    /// Sent to peers in the container's name while the gate was closed.
+    pub answered: u64,
 }
 
 /// A TCP connection as the gate has seen it.
@@ -136,6 +142,8 @@ impl Status {
             inbound: counted(&counters.inbound),
             outbound: counted(&counters.outbound),
             loopback: counted(&counters.loopback),
+            waiting: gate.pending(),
+            owned: gate.order().owned(),
             flows,
         })
     }
@@ -189,6 +197,7 @@ fn counted(tally: &Tally) -> Counted {
             .filter_map(|u| some(unhandled(u), tally.unhandled[u as usize]))
             .collect(),
         expired: tally.expired,
+        answered: tally.answered,
     }
 }
 
@@ -261,6 +270,13 @@ impl fmt::Display for Status {
         ] {
             writeln!(f, "  {name:<9} {counted}")?;
         }
+        if self.owned + self.waiting > 0 {
+            writeln!(
+                f,
+                "  {} held packets wait; {} were acknowledged",
+                self.waiting, self.owned
+            )?;
+        }
         for flow in self.flows.iter().flatten() {
             writeln!(
                 f,
@@ -293,6 +309,7 @@ impl fmt::Display for Counted {
             ("windows rewritten", self.windows),
             ("sequence numbers put right", self.sequences),
             ("leases run out", self.expired),
+            ("answers sent for it", self.answered),
         ] {
             if count > 0 {
                 write!(f, "; {count} {what}")?;

@@ -6,7 +6,9 @@ use netmig_core::image::v1::net::{Address, Family, Prefix};
 use super::{
     Doing, Error,
     attr::{Message, af, family, u32_at},
+    link,
     netlink::{self, Netlink, Reply},
+    open,
     uapi::*,
 };
 
@@ -38,6 +40,17 @@ pub fn dump(
     // Stable: the kernel's order within a link and family stays.
     found.sort_by_key(|(index, a)| (*index, a.local.address.is_ipv6()));
     Ok((found.into_iter().map(|(_, a)| a).collect(), lost))
+}
+
+/// This host's own addresses: all of the calling thread's namespace.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn own() -> Result<Vec<IpAddr>, Error> {
+    let mut nl = open()?;
+    let names = link::names(&link::dump(&mut nl)?);
+    let (addresses, _) = dump(&mut nl, &names)?;
+    Ok(addresses.iter().map(|a| a.local.address).collect())
 }
 
 /// Whether duplicate address detection still holds an IPv6 address back.

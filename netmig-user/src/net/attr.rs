@@ -1,4 +1,4 @@
-//! Messages of rtnetlink as a fixed header and attributes: reading and writing them.
+//! Messages of netlink as a fixed header and attributes: reading and writing them.
 //!
 //! Attributes stay numbers and bytes until the file about their object reads them: a dump must not fail as a whole on an attribute that
 //! is newer than this program, it must say so (`not_carried`).
@@ -70,6 +70,16 @@ impl<'a> Attr<'a> {
     /// Four bytes in the host's order.
     pub fn u32(&self) -> Result<u32, Error> {
         self.fixed().map(u32::from_ne_bytes)
+    }
+
+    /// Four bytes in network order.
+    pub fn be32(&self) -> Result<u32, Error> {
+        self.fixed().map(u32::from_be_bytes)
+    }
+
+    /// Two bytes in network order.
+    pub fn be16(&self) -> Result<u16, Error> {
+        self.fixed().map(u16::from_be_bytes)
     }
 
     /// Four bytes, signed.
@@ -165,6 +175,16 @@ impl Message {
     /// Four bytes in the host's order.
     pub fn u32(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_ne_bytes())
+    }
+
+    /// Two bytes in network order.
+    pub fn be16(self, kind: u16, value: u16) -> Self {
+        self.bytes(kind, &value.to_be_bytes())
+    }
+
+    /// Four bytes in network order.
+    pub fn be32(self, kind: u16, value: u32) -> Self {
+        self.bytes(kind, &value.to_be_bytes())
     }
 
     /// Text with its terminating zero.

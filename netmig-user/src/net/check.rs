@@ -8,7 +8,7 @@ use netmig_core::{
 };
 
 use super::{
-    Error,
+    Error, filter, hostfilter,
     link::{self, Seen},
     namespace, open, topology,
     uapi::{IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING},
@@ -74,6 +74,17 @@ pub fn objections(
         }
     }
     dangling(network, &mut found);
+    if network.links.iter().any(|l| l.kind == LinkKind::Veth) {
+        found.warnings.extend(hostfilter::concerns()?);
+    }
+    if found.objections.is_empty() {
+        let against = filter::rehearse(&network.filters, &network.links)?;
+        if network.filters.partial {
+            found.warnings.extend(against);
+        } else {
+            found.objections.extend(against);
+        }
+    }
     Ok(found)
 }
 
@@ -87,7 +98,12 @@ fn valid(wanted: &Link) -> bool {
 }
 
 fn kind(wanted: &Link, found: &mut Found) {
-    if matches!(wanted.kind, LinkKind::Ipvlan { .. } | LinkKind::Other(_)) {
+    let unknown = match &wanted.kind {
+        LinkKind::Virtual { kind, .. } => !link::is_virtual(kind),
+        LinkKind::Ipvlan { .. } | LinkKind::Other(_) => true,
+        _ => false,
+    };
+    if unknown {
         found.objections.push(format!(
             "link {} is a {} device, which cannot be made here; remove it from the container",
             wanted.name, wanted.kind
@@ -182,6 +198,16 @@ fn dangling(network: &Network, found: &mut Found) {
             ));
         }
     };
+    for link in &network.links {
+        let on = match &link.kind {
+            LinkKind::Virtual { parent, .. } => parent.as_ref(),
+            LinkKind::Pair { other } => Some(other),
+            _ => None,
+        };
+        for on in on.into_iter().chain(&link.master) {
+            need(format!("link {}", link.name), on);
+        }
+    }
     for address in &network.addresses {
         need(format!("address {}", address.local), &address.link);
     }

@@ -1,7 +1,7 @@
 //! Making a container's network at the target, silent until its gate stands.
 //!
 //! namespace -> sysctls of the namespace -> links, down -> the caller attaches the gate -> links up -> addresses -> routes -> rules ->
-//! neighbours -> what was kept quiet meanwhile (duplicate address detection, router solicitations) as the image has it.
+//! neighbours -> packet filters -> what was kept quiet meanwhile (duplicate address detection, router solicitations) as the image has it.
 use std::{
     os::fd::{AsRawFd, RawFd},
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ use netmig_core::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Doing, Error, Link, addr, check, link, namespace, neigh,
+    Doing, Error, Link, addr, check, filter, link, namespace, neigh,
     netlink::{self, Netlink},
     open, remove, route, rule, snapshot, sysctl, topology,
     uapi::IN6_ADDR_GEN_MODE_NONE,
@@ -164,7 +164,9 @@ fn build(
     for (index, name) in &ends {
         link::up(&mut nl, *index).doing(|| format!("bringing up {name} on the host"))?;
     }
-    within(&netns, || fill(network, &quieted))
+    let warnings = within(&netns, || fill(network, &quieted))?;
+    created.warnings.extend(warnings);
+    Ok(())
 }
 
 /// For each link its parent on the host: index and name.
@@ -201,12 +203,8 @@ fn make_links(
 ) -> Result<(Vec<String>, Vec<Sysctl>), Error> {
     let mut nl = open()?;
     let mut warnings = sysctl::set_whole(&network.sysctls)?;
-    for wanted in network
-        .links
-        .iter()
-        .filter(|l| l.kind != LinkKind::Loopback)
-    {
-        let mut make = |index| make_link(&mut nl, wanted, index, parents, created, host);
+    for wanted in in_order(network)? {
+        let mut make = |index| make_link(&mut nl, network, wanted, index, parents, created, host);
         match make(wanted.index) {
             Err(e) if e.errno() == Some(libc::EBUSY) => {
                 make(0).doing(|| format!("making link {}", wanted.name))?;
@@ -232,11 +230,59 @@ fn make_links(
             }
         }
     }
+    for wanted in &network.links {
+        let Some(master) = &wanted.master else {
+            continue;
+        };
+        let index = |name: &str| indices.get(name).copied().unwrap_or_default();
+        link::enslave(&mut nl, index(&wanted.name), index(master))
+            .doing(|| format!("enslaving link {} to {master}", wanted.name))?;
+    }
     Ok((warnings, quieted))
+}
+
+/// The links to be made, each behind the one that it lies on; of a pair the first.
+fn in_order(network: &Network) -> Result<Vec<&net::Link>, Error> {
+    let mut waiting: Vec<_> = network
+        .links
+        .iter()
+        .filter(|l| l.kind != LinkKind::Loopback)
+        .collect();
+    let mut ordered: Vec<&net::Link> = Vec::new();
+    while !waiting.is_empty() {
+        let before = waiting.len();
+        waiting.retain(|link| {
+            let made = |name: &String| ordered.iter().any(|o| o.name == *name);
+            let ready = match &link.kind {
+                LinkKind::Virtual {
+                    parent: Some(parent),
+                    ..
+                } => made(parent) || parent == "lo",
+                _ => true,
+            };
+            if ready {
+                ordered.push(link);
+            }
+            !ready
+        });
+        if waiting.len() == before {
+            let names: Vec<_> = waiting.iter().map(|l| l.name.as_str()).collect();
+            return Err(Error::Refused(vec![format!(
+                "links {} lie on each other in a circle",
+                names.join(", ")
+            )]));
+        }
+    }
+    let second = |at: usize, link: &net::Link| matches!(&link.kind, LinkKind::Pair { other } if ordered[..at].iter().any(|o| o.name == *other));
+    Ok((0..ordered.len())
+        .filter(|at| !second(*at, ordered[*at]))
+        .map(|at| ordered[at])
+        .collect())
 }
 
 fn make_link(
     nl: &mut Netlink,
+    network: &Network,
     wanted: &net::Link,
     index: u32,
     parents: &[(String, u32, String)],
@@ -273,6 +319,27 @@ fn make_link(
             link::add_macvlan(nl, wanted, index, (parent(), id), *mode, *flags)
         }
         (LinkKind::Dummy, _) => link::add_dummy(nl, wanted, index),
+        (LinkKind::Pair { other }, _) => {
+            let other = network.link(other).ok_or_else(|| {
+                netlink::Error::Malformed(format!("its other end {other} is not in the image"))
+            })?;
+            let other_index = if index == 0 { 0 } else { other.index };
+            link::add_pair(nl, wanted, index, other, other_index)
+        }
+        (
+            LinkKind::Virtual {
+                kind,
+                parent,
+                settings,
+            },
+            _,
+        ) => {
+            let parent = match parent {
+                Some(name) => link::index(nl, name)?,
+                None => None,
+            };
+            link::add_virtual(nl, wanted, index, kind, parent, settings)
+        }
         (kind, _) => Err(netlink::Error::Malformed(format!(
             "a {kind} device cannot be made"
         ))),
@@ -326,14 +393,19 @@ fn dress_host_ends(
     Ok(ends)
 }
 
-/// Inside, with the gate in place: links up, and everything that needs them up.
-fn fill(network: &Network, quieted: &[Sysctl]) -> Result<(), Error> {
+/// Inside, with the gate in place: links up, and everything that needs them up. Gives warnings.
+fn fill(network: &Network, quieted: &[Sysctl]) -> Result<Vec<String>, Error> {
     let mut nl = open()?;
     let seen = link::dump(&mut nl)?;
     let (names, indices) = (link::names(&seen), link::indices(&seen));
     for wanted in network.links.iter().filter(|l| l.is_up()) {
         let index = indices.get(&wanted.name).copied().unwrap_or_default();
         link::up(&mut nl, index).doing(|| format!("bringing up link {}", wanted.name))?;
+    }
+    // A VLAN comes up with the link that it lies on (vlan_device_event()).
+    for wanted in network.links.iter().filter(|l| !l.is_up()) {
+        let index = indices.get(&wanted.name).copied().unwrap_or_default();
+        link::down(&mut nl, index).doing(|| format!("taking down link {}", wanted.name))?;
     }
     await_carrier(&mut nl, network)?;
     addr::converge(&mut nl, &names, &indices, &network.addresses)?;
@@ -347,10 +419,11 @@ fn fill(network: &Network, quieted: &[Sysctl]) -> Result<(), Error> {
         }
     }
     await_addresses(&mut nl)?;
+    let warnings = filter::converge(&network.filters)?;
     for Sysctl { path, value, .. } in quieted {
         sysctl::write(path, value)?;
     }
-    Ok(())
+    Ok(warnings)
 }
 
 /// A work queue reads `accept_dad` some time after an address was added (`addrconf_dad_work`): with the old value back before that, it
@@ -370,7 +443,9 @@ fn await_carrier(nl: &mut Netlink, network: &Network) -> Result<(), Error> {
     loop {
         let seen = link::dump(nl)?;
         let waits = |l: &&net::Link| {
-            l.is_up()
+            // Others have one as long as links inside have one, or none at all.
+            !matches!(l.kind, LinkKind::Pair { .. } | LinkKind::Virtual { .. })
+                && l.is_up()
                 && seen
                     .iter()
                     .any(|s| s.name == l.name && s.flags & running == 0)

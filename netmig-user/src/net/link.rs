@@ -1,7 +1,7 @@
 //! Links: what a dump says of them, and the requests that make and change them.
-use std::{collections::HashMap, os::fd::RawFd};
+use std::{collections::HashMap, ops::RangeInclusive, os::fd::RawFd};
 
-use netmig_core::image::v1::net::{IFF_UP, Link, LinkKind, Mac};
+use netmig_core::image::v1::net::{IFF_UP, Link, LinkKind, Mac, Setting};
 
 use super::{
     Doing, Error,
@@ -34,6 +34,23 @@ const FALLBACK: [&str; 11] = [
     "ip6gretap0",
     "ip6erspan0",
 ];
+
+/// Kinds that live in one namespace alone, and the numbers of those of their attributes that can be given to the kernel; the others are
+/// states. A link's parent is in none of them, see [`LinkKind::Virtual`].
+const VIRTUAL: [(&str, &[RangeInclusive<u16>]); 5] = [
+    // IFLA_BR_*: without the identities of the spanning tree, timers, group address, flush, querier's state, learnt entries.
+    ("bridge", &[1..=9, 22..=39, 41..=46, 49..=49]),
+    ("ifb", &[]),
+    ("vlan", &[1..=5]),
+    ("vrf", &[1..=1]),
+    // IFLA_VXLAN_*, without IFLA_VXLAN_LINK.
+    ("vxlan", &[1..=2, 4..=34]),
+];
+
+/// Whether a link of that kind can be made as [`LinkKind::Virtual`].
+pub fn is_virtual(kind: &str) -> bool {
+    VIRTUAL.iter().any(|(known, _)| *known == kind)
+}
 
 /// A link as one namespace shows it.
 #[derive(Clone, Debug, Default)]
@@ -91,13 +108,65 @@ impl Seen {
         self.flags & libc::IFF_LOOPBACK as u32 != 0
     }
 
-    /// What travels of it.
-    pub fn image(&self) -> Link {
+    fn settings(&self, kind: &str) -> Vec<Setting> {
+        let settable = |number: u16| {
+            VIRTUAL
+                .iter()
+                .any(|(known, ranges)| *known == kind && ranges.iter().any(|r| r.contains(&number)))
+        };
+        Attrs(&self.data)
+            .flatten()
+            .filter(|a| settable(a.kind))
+            .filter_map(|a| {
+                let off_by_itself = matches!(
+                    (kind, a.kind),
+                    ("bridge", IFLA_BR_VLAN_FILTERING)
+                        | (
+                            "vxlan",
+                            IFLA_VXLAN_REMCSUM_TX | IFLA_VXLAN_REMCSUM_RX | IFLA_VXLAN_TTL_INHERIT
+                        )
+                );
+                // That it is named at all counts as a wish: for a part that the kernel lacks, for bits of the header, for a flag.
+                if off_by_itself && *a.value == [0] {
+                    return None;
+                }
+                let value = match (kind, a.value.first_chunk::<4>()) {
+                    // struct ifla_vlan_flags: written with a mask of all bits, read with those that there are (vlan_dev_change_flags()).
+                    ("vlan", Some(flags)) if a.kind == IFLA_VLAN_FLAGS => {
+                        [*flags, VLAN_FLAGS.to_ne_bytes()].concat()
+                    }
+                    // Written as a number, read as a flag without content.
+                    ("vxlan", _) if a.kind == IFLA_VXLAN_TTL_INHERIT => Vec::new(),
+                    // struct br_boolopt_multi: values, and which are meant. It names all that the kernel knows, and refuses those for
+                    // which it lacks a part, on or off; a new bridge has none on.
+                    ("bridge", Some(on)) if a.kind == IFLA_BR_MULTI_BOOLOPT => {
+                        if *on == [0; 4] {
+                            return None;
+                        }
+                        on.repeat(2)
+                    }
+                    _ => a.value.to_vec(),
+                };
+                Some(Setting {
+                    number: a.kind,
+                    value,
+                })
+            })
+            .collect()
+    }
+
+    /// What travels of it; `names` are those of all links of its namespace.
+    pub fn image(&self, names: &HashMap<u32, String>) -> Link {
+        let here = self.link.filter(|_| self.netnsid.is_none());
+        let named = |index: u32| names.get(&index).cloned();
         let number = |kind| self.data_attr(kind);
         let kind = match self.kind.as_deref() {
             None if self.is_loopback() => LinkKind::Loopback,
             None => LinkKind::Other("physical".to_owned()),
-            Some("veth") => LinkKind::Veth,
+            Some("veth") => match here.and_then(named) {
+                Some(other) => LinkKind::Pair { other },
+                None => LinkKind::Veth,
+            },
             Some("macvlan") => LinkKind::Macvlan {
                 mode: number(IFLA_MACVLAN_MODE)
                     .and_then(|a| a.u32().ok())
@@ -115,6 +184,12 @@ impl Seen {
                     .unwrap_or_default(),
             },
             Some("dummy") => LinkKind::Dummy,
+            // One that lies on a link of another namespace is not the container's alone.
+            Some(kind) if is_virtual(kind) && self.netnsid.is_none() => LinkKind::Virtual {
+                kind: kind.to_owned(),
+                parent: here.and_then(named),
+                settings: self.settings(kind),
+            },
             Some(other) => LinkKind::Other(other.to_owned()),
         };
         Link {
@@ -126,6 +201,7 @@ impl Seen {
             flags: self.flags & SETTABLE,
             txqueuelen: self.txqueuelen,
             group: self.group,
+            master: self.master.and_then(named),
             gso_max_size: self.gso.0.filter(|size| *size != 65536),
             gso_max_segs: self.gso.1.filter(|segs| *segs != 65535),
             alias: self.alias.clone(),
@@ -165,6 +241,19 @@ pub fn find(nl: &mut Netlink, name: &str) -> Result<Option<Seen>, Error> {
         other => other,
     }
     .doing(|| format!("looking for link {name}"))
+}
+
+/// Index of the link of that name, if there is one.
+pub fn index(nl: &mut Netlink, name: &str) -> Result<Option<u32>, netlink::Error> {
+    match nl.get(
+        libc::RTM_GETLINK,
+        Message::link(0, 0, 0).text(IFLA_IFNAME, name),
+    ) {
+        Ok(Some(reply)) => Ok(Some(parse(&reply)?.index)),
+        Ok(None) => Ok(None),
+        Err(e) if e.errno() == Some(libc::ENODEV) => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// Names of the links of a namespace, by index.
@@ -218,6 +307,56 @@ pub fn add_macvlan(
         .u32(IFLA_MACVLAN_MODE, mode)
         .u16(IFLA_MACVLAN_FLAGS, flags);
     add(nl, link, index, "macvlan", Some(&data), Some(parent))
+}
+
+/// Makes a pair with both ends in the namespace of `nl`, down.
+pub fn add_pair(
+    nl: &mut Netlink,
+    link: &Link,
+    index: u32,
+    other: &Link,
+    other_index: u32,
+) -> Result<(), netlink::Error> {
+    let peer = Message::link(other_index, 0, 0)
+        .text(IFLA_IFNAME, &other.name)
+        .maybe(other.mac, |m, mac| m.bytes(IFLA_ADDRESS, &mac.0))
+        .u32(IFLA_MTU, other.mtu);
+    let data = Message::default().nested(VETH_INFO_PEER, &peer);
+    add(nl, link, index, "veth", Some(&data), None)
+}
+
+/// Makes a link of one of the kinds that live in one namespace alone, down; `parent` is the index of the link that it lies on.
+pub fn add_virtual(
+    nl: &mut Netlink,
+    link: &Link,
+    index: u32,
+    kind: &str,
+    parent: Option<u32>,
+    settings: &[Setting],
+) -> Result<(), netlink::Error> {
+    let data = settings.iter().fold(Message::default(), |m, setting| {
+        m.bytes(setting.number, &setting.value)
+    });
+    let data = match parent {
+        Some(parent) if kind == "vxlan" => data.u32(IFLA_VXLAN_LINK, parent),
+        _ => data,
+    };
+    let info = Message::default()
+        .text(IFLA_INFO_KIND, kind)
+        .nested(IFLA_INFO_DATA, &data);
+    let request = Message::link(index, 0, 0)
+        .text(IFLA_IFNAME, &link.name)
+        .u32(IFLA_TXQLEN, link.txqueuelen)
+        .maybe(link.mac, |m, mac| m.bytes(IFLA_ADDRESS, &mac.0))
+        .maybe(parent.filter(|_| kind == "vlan"), |m, parent| {
+            m.u32(IFLA_LINK, parent)
+        })
+        .nested(IFLA_LINKINFO, &info);
+    nl.request(
+        libc::RTM_NEWLINK,
+        libc::NLM_F_CREATE | libc::NLM_F_EXCL,
+        request,
+    )
 }
 
 /// Makes a dummy, down.

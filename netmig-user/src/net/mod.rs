@@ -1,15 +1,20 @@
 //! The container's network: snapshot, creation behind a closed gate, announcement, removal.
 //!
 //! One file a kind of object, reading and writing side by side ([`link`], [`addr`], [`route`], [`rule`], [`neigh`], [`sysctl`]), over one
-//! small netlink socket ([`netlink`]). What is not the container's own but the host's (bridges, parents, uplinks) is in [`mod@topology`].
+//! small netlink socket ([`netlink`]); packet filters ([`filter`]) by their own tools. What is not the container's own but the host's (bridges, parents, uplinks) is in [`mod@topology`].
 //!
 //! The order of [`create()`] is what keeps the segment silent: links are made down, the caller attaches the gate, only then do they come up.
 pub mod addr;
 pub mod announce;
 pub mod attr;
 pub mod check;
+pub mod conntrack;
 pub mod create;
+pub mod diff;
+pub mod document;
+pub mod filter;
 pub mod frame;
+pub mod hostfilter;
 pub mod link;
 pub mod membership;
 pub mod namespace;
@@ -17,6 +22,7 @@ pub mod neigh;
 pub mod netlink;
 pub mod packet;
 pub mod probe;
+pub mod qdisc;
 pub mod remove;
 pub mod route;
 pub mod rule;
@@ -25,6 +31,7 @@ pub mod sysctl;
 pub mod topology;
 mod uapi;
 
+pub use addr::own as own_addresses;
 pub use announce::{Announced, announce};
 pub use check::objections;
 pub use create::{Created, create, intent};
@@ -57,6 +64,24 @@ pub enum Error {
         what: String,
         /// Why.
         cause: io::Error,
+    },
+    /// A tool that failed, with its own words.
+    #[error("{what}: {said}")]
+    Tool {
+        /// Step and object.
+        what: String,
+        /// What it wrote, or how it ended.
+        said: String,
+    },
+    /// A tool that this host lacks.
+    #[error("{what}: this host has no {tool}; install it (Debian's package {package})")]
+    Missing {
+        /// Step and object.
+        what: String,
+        /// Its name.
+        tool: String,
+        /// Debian's package.
+        package: &'static str,
     },
     /// Found before anything was made; each with what to do.
     #[error("the network cannot be made here: {}", .0.join("; "))]

@@ -1,7 +1,10 @@
-//! One small rtnetlink socket: a request, a dump, and the kernel's words when it refuses.
+//! One small netlink socket (rtnetlink, nfnetlink): a request, a dump, and the kernel's words when it refuses.
 use std::io;
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::{
+    Socket, SocketAddr,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
 
 use super::attr::{Attrs, Message, align, u16_at, u32_at};
 
@@ -68,9 +71,18 @@ impl Reply {
 }
 
 impl Netlink {
-    /// Opens one.
+    /// Opens one for links, addresses, routes.
     pub fn open() -> Result<Self, Error> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        Self::of(NETLINK_ROUTE)
+    }
+
+    /// Opens one for the packet filter and its connections.
+    pub fn netfilter() -> Result<Self, Error> {
+        Self::of(NETLINK_NETFILTER)
+    }
+
+    fn of(protocol: isize) -> Result<Self, Error> {
+        let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_ext_ack(true)?;

@@ -9,6 +9,7 @@ use netmig_core::{
 use super::{
     Created, Doing, Error, Link, addr,
     create::HostEnd,
+    filter,
     link::{self, Seen},
     namespace, neigh,
     netlink::Netlink,
@@ -155,6 +156,7 @@ fn bring_back(
 ) -> Result<(), Error> {
     let seen = link::dump(nl)?;
     let (names, indices) = (link::names(&seen), link::indices(&seen));
+    left.extend(filter::converge(&before.filters).err());
     left.extend(sysctl::set_whole(&created.sysctls_before).err());
     left.extend(sysctl::set_link(&created.sysctls_before, "lo").err());
     left.extend(addr::converge(nl, &names, &indices, &before.addresses).err());

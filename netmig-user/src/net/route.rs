@@ -72,15 +72,6 @@ pub fn converge(
     wanted: &[Route],
 ) -> Result<(), Error> {
     let (existing, _) = dump(nl, names)?;
-    let same = |a: &Route, b: &Route| {
-        Route {
-            expires: None,
-            ..a.clone()
-        } == Route {
-            expires: None,
-            ..b.clone()
-        }
-    };
     for route in existing
         .iter()
         .filter(|e| !wanted.iter().any(|w| same(e, w)))
@@ -112,6 +103,53 @@ pub fn converge(
         missing = again;
         if let Some(failed) = failed.filter(|_| missing.len() == before) {
             return Err(failed);
+        }
+    }
+    reorder(nl, names, indices, wanted)
+}
+
+/// But for a lifetime that counts down.
+fn same(a: &Route, b: &Route) -> bool {
+    let lasting = |r: &Route| Route {
+        expires: None,
+        ..r.clone()
+    };
+    lasting(a) == lasting(b)
+}
+
+/// Of several routes to one destination with one metric the first counts, and each link adds its own when it comes up: those that stand
+/// in another order than in `wanted` are made anew.
+fn reorder(
+    nl: &mut Netlink,
+    names: &HashMap<u32, String>,
+    indices: &HashMap<String, u32>,
+    wanted: &[Route],
+) -> Result<(), Error> {
+    let mut sorted: Vec<_> = wanted.iter().collect();
+    sorted.sort_by_key(|route| key(route));
+    let groups = || {
+        sorted
+            .chunk_by(|a, b| key(a) == key(b))
+            .filter(|group| group.len() > 1)
+    };
+    if groups().next().is_none() {
+        return Ok(());
+    }
+    let (existing, _) = dump(nl, names)?;
+    for group in groups() {
+        let now: Vec<_> = existing
+            .iter()
+            .filter(|e| key(e) == key(group[0]))
+            .collect();
+        if now.len() == group.len() && now.iter().zip(group).all(|(e, w)| same(e, w)) {
+            continue;
+        }
+        for route in now {
+            nl.request(libc::RTM_DELROUTE, 0, message(route, indices)?)
+                .doing(|| format!("removing route {route}, to put it into its place"))?;
+        }
+        for route in group {
+            add(nl, route, indices)?.doing(|| format!("adding route {route} in its place"))?;
         }
     }
     Ok(())

@@ -8,6 +8,10 @@ use super::{
     uapi::*,
 };
 
+/// The kernel writes a mask for every port and DSCP; one of all bits need not be given, and older kernels do not take it.
+const ALL_PORT: u16 = u16::MAX;
+const ALL_DSCP: u8 = 0x3f;
+
 /// All rules, the default ones too, in the kernel's order, and what of them cannot be carried.
 pub fn dump(nl: &mut Netlink) -> Result<(Vec<Rule>, Vec<String>), Error> {
     let mut all = Vec::new();
@@ -72,6 +76,13 @@ fn message(rule: &Rule) -> Message {
         .maybe(rule.ip_protocol, |m, v| m.u8(FRA_IP_PROTO, v))
         .maybe(rule.sports, |m, v| m.bytes(FRA_SPORT_RANGE, &pair16(v)))
         .maybe(rule.dports, |m, v| m.bytes(FRA_DPORT_RANGE, &pair16(v)))
+        .maybe(rule.sport_mask, |m, v| m.u16(FRA_SPORT_MASK, v))
+        .maybe(rule.dport_mask, |m, v| m.u16(FRA_DPORT_MASK, v))
+        .maybe(rule.dscp, |m, v| m.u8(FRA_DSCP, v))
+        .maybe(rule.dscp_mask, |m, v| m.u8(FRA_DSCP_MASK, v))
+        .maybe(rule.flowlabel, |m, (label, mask)| {
+            m.be32(FRA_FLOWLABEL, label).be32(FRA_FLOWLABEL_MASK, mask)
+        })
         .maybe(rule.goto, |m, v| m.u32(FRA_GOTO, v))
         .maybe(rule.suppress_prefixlen, |m, v| {
             m.u32(FRA_SUPPRESS_PREFIXLEN, v)
@@ -116,6 +127,11 @@ fn parse(reply: &Reply, lost: &mut Vec<String>) -> Result<Option<Rule>, netlink:
         ip_protocol: None,
         sports: None,
         dports: None,
+        sport_mask: None,
+        dport_mask: None,
+        dscp: None,
+        dscp_mask: None,
+        flowlabel: None,
         goto: None,
         suppress_prefixlen: None,
         suppress_ifgroup: None,
@@ -155,6 +171,16 @@ fn parse(reply: &Reply, lost: &mut Vec<String>) -> Result<Option<Rule>, netlink:
             FRA_IP_PROTO => rule.ip_protocol = Some(attr.u8()?),
             FRA_SPORT_RANGE => rule.sports = Some(attr.pair16()?),
             FRA_DPORT_RANGE => rule.dports = Some(attr.pair16()?),
+            FRA_SPORT_MASK => rule.sport_mask = Some(attr.u16()?).filter(|m| *m != ALL_PORT),
+            FRA_DPORT_MASK => rule.dport_mask = Some(attr.u16()?).filter(|m| *m != ALL_PORT),
+            FRA_DSCP => rule.dscp = Some(attr.u8()?),
+            FRA_DSCP_MASK => rule.dscp_mask = Some(attr.u8()?).filter(|m| *m != ALL_DSCP),
+            FRA_FLOWLABEL => {
+                rule.flowlabel = Some((attr.be32()?, rule.flowlabel.map_or(0, |(_, mask)| mask)))
+            }
+            FRA_FLOWLABEL_MASK => {
+                rule.flowlabel = Some((rule.flowlabel.map_or(0, |(label, _)| label), attr.be32()?))
+            }
             FRA_GOTO => rule.goto = Some(attr.u32()?),
             FRA_SUPPRESS_PREFIXLEN => rule.suppress_prefixlen = set(attr.u32()?),
             FRA_SUPPRESS_IFGROUP => rule.suppress_ifgroup = set(attr.u32()?),

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use netmig_core::image::v1::net::{LinkKind, Network};
 
-use super::{Error, addr, link, neigh, open, route, rule, sysctl};
+use super::{Error, addr, filter, link, neigh, open, qdisc, route, rule, sysctl};
 use crate::sys::netns::within;
 
 /// Reads the network of the namespace at `netns`.
@@ -28,7 +28,7 @@ pub(super) fn here() -> Result<Network, Error> {
     let (rules, lost) = rule::dump(&mut nl)?;
     not_carried.extend(lost);
     let neighbours = neigh::dump(&mut nl, &names)?;
-    let links: Vec<_> = seen.iter().map(link::Seen::image).collect();
+    let links: Vec<_> = seen.iter().map(|l| l.image(&names)).collect();
     for strange in links
         .iter()
         .filter(|l| matches!(l.kind, LinkKind::Other(_)))
@@ -38,7 +38,9 @@ pub(super) fn here() -> Result<Network, Error> {
             strange.name, strange.kind
         ));
     }
+    not_carried.extend(qdisc::named(&mut nl, &names)?);
     let sysctls = sysctl::carried()?;
+    let filters = filter::dump()?;
     Ok(Network {
         links,
         addresses,
@@ -46,6 +48,7 @@ pub(super) fn here() -> Result<Network, Error> {
         rules,
         neighbours,
         sysctls,
+        filters,
         not_carried,
     })
 }

@@ -64,7 +64,7 @@ pub enum LinkKind {
         /// The parent.
         parent: Option<String>,
     },
-    /// A device that leads nowhere.
+    /// A device that leads nowhere outside, by itself.
     Dummy,
     /// Anything else, in words.
     Other(String),
@@ -215,9 +215,12 @@ fn resolve(
             .map(|h| h.name.clone())
     };
     let parent = || outside.map(|h| h.name.clone());
-    let kind = match seen.image().kind {
+    let kind = match seen.image(&link::names(inside)).kind {
         net::LinkKind::Loopback => LinkKind::Loopback,
-        net::LinkKind::Dummy => LinkKind::Dummy,
+        // What comes in there comes from another link of the namespace.
+        net::LinkKind::Dummy | net::LinkKind::Pair { .. } | net::LinkKind::Virtual { .. } => {
+            LinkKind::Dummy
+        }
         net::LinkKind::Veth => match outside {
             // The index alone may be another device's: that one must point back at this link.
             Some(end) if end.link == Some(seen.index) && end.netnsid == id => LinkKind::Veth {
@@ -225,13 +228,6 @@ fn resolve(
                 host_name: end.name.clone(),
                 parent: end.master.and_then(name_of),
             },
-            _ if seen.netnsid.is_none()
-                && seen
-                    .link
-                    .is_some_and(|i| inside.iter().any(|l| l.index == i)) =>
-            {
-                LinkKind::Other("veth with both ends in the container".to_owned())
-            }
             _ => LinkKind::Other(
                 "veth whose other end is not in this host's own network namespace".to_owned(),
             ),

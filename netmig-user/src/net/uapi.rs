@@ -26,8 +26,16 @@ pub const IFLA_MACVLAN_MODE: u16 = 1;
 pub const IFLA_MACVLAN_FLAGS: u16 = 2;
 pub const IFLA_IPVLAN_MODE: u16 = 1;
 pub const IFLA_IPVLAN_FLAGS: u16 = 2;
+pub const IFLA_VLAN_FLAGS: u16 = 2;
+/// REORDER_HDR, GVRP, LOOSE_BINDING, MVRP, BRIDGE_BINDING.
+pub const VLAN_FLAGS: u32 = 0x1f;
+pub const IFLA_VXLAN_LINK: u16 = 3;
+pub const IFLA_VXLAN_REMCSUM_TX: u16 = 21;
+pub const IFLA_VXLAN_REMCSUM_RX: u16 = 22;
+pub const IFLA_VXLAN_TTL_INHERIT: u16 = 28;
 pub const IFLA_BR_STP_STATE: u16 = 5;
 pub const IFLA_BR_VLAN_FILTERING: u16 = 7;
+pub const IFLA_BR_MULTI_BOOLOPT: u16 = 46;
 pub const RTM_NEWLINKPROP: u16 = 108;
 pub const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 
@@ -95,6 +103,12 @@ pub const FRA_PROTOCOL: u16 = 21;
 pub const FRA_IP_PROTO: u16 = 22;
 pub const FRA_SPORT_RANGE: u16 = 23;
 pub const FRA_DPORT_RANGE: u16 = 24;
+pub const FRA_DSCP: u16 = 25;
+pub const FRA_FLOWLABEL: u16 = 26;
+pub const FRA_FLOWLABEL_MASK: u16 = 27;
+pub const FRA_SPORT_MASK: u16 = 28;
+pub const FRA_DPORT_MASK: u16 = 29;
+pub const FRA_DSCP_MASK: u16 = 30;
 pub const FIB_RULE_INVERT: u32 = 2;
 
 pub const NDA_DST: u16 = 1;
@@ -104,6 +118,8 @@ pub const NUD_INCOMPLETE: u16 = 0x01;
 pub const NUD_FAILED: u16 = 0x20;
 pub const NTF_PROXY: u8 = 0x08;
 pub const NTF_ROUTER: u8 = 0x80;
+
+pub const TCA_KIND: u16 = 1;
 
 pub const NETNSA_NSID: u16 = 1;
 pub const NETNSA_FD: u16 = 3;

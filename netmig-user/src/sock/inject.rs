@@ -5,14 +5,17 @@
 //! (inet_iif, inet6_iif). So it works with any kind of link, and nothing outside takes part.
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use netmig_core::image::v1::sock::{Datagram, Endpoint, Key, Tcp, TcpState};
+use netmig_core::image::v1::{
+    conntrack::Translated,
+    sock::{Datagram, Endpoint, Key, Tcp, TcpState},
+};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket};
 
-use super::{common, md5};
+use super::{common, live::Live, md5};
 use crate::sys::sockopt;
 
 const ACK: u8 = 0x10;
@@ -31,9 +34,36 @@ const HIGHEST: Hops = Hops { ttl: 255, tos: 0 };
 pub(super) struct Injector {
     v4: Option<OwnedFd>,
     v6: Option<OwnedFd>,
+    translated: Vec<Translated>,
 }
 
 impl Injector {
+    /// What comes from the network comes to the addresses that it knows: the namespace's own filter then translates it, as every packet
+    /// of the connection. Sent to the socket's addresses it would be a connection that the filter has never seen.
+    pub(super) fn translating(translated: &[Translated]) -> Self {
+        Self {
+            translated: translated.to_vec(),
+            ..Self::default()
+        }
+    }
+
+    /// Source and destination as the network has them.
+    fn outside(&self, from: Endpoint, to: Endpoint) -> (Endpoint, Endpoint) {
+        let is = |at: SocketAddr, end: Endpoint| at.ip() == end.ip && at.port() == end.port;
+        let as_known = |at: SocketAddr, end: Endpoint| Endpoint {
+            ip: at.ip(),
+            port: at.port(),
+            ..end
+        };
+        let known = self
+            .translated
+            .iter()
+            .find(|t| is(t.socket.0, to) && is(t.socket.1, from));
+        known.map_or((from, to), |t| {
+            (as_known(t.network.1, from), as_known(t.network.0, to))
+        })
+    }
+
     /// Tells our own stack the peer's window: an ACK of what it has acknowledged already. Without a timestamp, unless the peer's newest
     /// one is known: a later one would make PAWS drop what is still to come.
     pub(super) fn window(&mut self, tcp: &Tcp) -> io::Result<()> {
@@ -76,6 +106,28 @@ impl Injector {
     /// is right in every field (tcp_send_dupack). At most one in 500 ms for a socket (tcp_oow_rate_limited).
     pub(super) fn keepalive(&mut self, tcp: &Tcp) -> io::Result<()> {
         self.own(tcp, tcp.rcv_nxt.wrapping_sub(1), tcp.snd_una, 0, ACK)
+    }
+
+    /// The same from before the last window that was announced, so that it is old also where an ACK is still delayed.
+    pub(super) fn old(&mut self, live: &Live) -> io::Result<()> {
+        let segment = Segment {
+            from: live.peer,
+            to: live.local,
+            seq: live.rcv_wup.wrapping_sub(1),
+            ack: live.snd_una,
+            window: 0,
+            flags: ACK,
+            stamps: None,
+            payload: &[],
+            key: None,
+        };
+        self.send(
+            segment.from,
+            segment.to,
+            PROTO_TCP,
+            HIGHEST,
+            &segment.bytes(),
+        )
     }
 
     /// Asks the peer for its ACK and window: one byte of old data, seq = snd_una - 1, which it drops and answers. The stack's own probe
@@ -153,6 +205,7 @@ impl Injector {
             }
             .canonical(),
         );
+        let (from, to) = self.outside(from, to);
         let length = u16::try_from(8 + datagram.data.len()).map_err(io::Error::other)?;
         let mut udp = Vec::with_capacity(usize::from(length));
         for field in [from.port, to.port, length, 0] {
@@ -188,9 +241,10 @@ impl Injector {
         flags: u8,
         payload: &[u8],
     ) -> io::Result<()> {
+        let (from, to) = self.outside(tcp.peer.canonical(), tcp.local.canonical());
         let segment = Segment {
-            from: tcp.peer.canonical(),
-            to: tcp.local.canonical(),
+            from,
+            to,
             seq,
             ack,
             window,

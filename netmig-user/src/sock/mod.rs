@@ -5,6 +5,7 @@
 //! [`restore`] rebuilds the connections in the descriptors that the engine has made at the target, behind the closed gate, and
 //! [`Rebuilt::open`] starts them once the gate passes: no timer is waited for.
 mod accept;
+mod calm;
 mod common;
 mod connecting;
 mod diag;
@@ -15,6 +16,7 @@ mod holders;
 mod inject;
 mod kept;
 mod listen;
+mod live;
 mod make;
 mod md5;
 mod nexthop;
@@ -37,10 +39,12 @@ use netmig_core::{
 
 pub use self::{
     accept::supported as accept_queues_move,
+    calm::{Calmed, calm, rouse, timers},
     error::Error,
     flows::{Flow, flows},
     holders::Place,
     kept::Kept,
+    live::{Live, Widened, live, received, resend, tell_windows, widen},
     make::{Made, make, portable},
     rebuilt::{Opened, Rebuilt},
     room::{Room, Rooms},

@@ -6,8 +6,9 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use netmig_core::image::v1::sock::{
-    Common, Datagram, Holder, Interface, Membership, Sockets, Tcp, TcpState,
+use netmig_core::image::v1::{
+    conntrack::Translated,
+    sock::{Common, Datagram, Holder, Interface, Membership, Sockets, Tcp, TcpState},
 };
 use nix::sys::socket::{Shutdown, shutdown};
 
@@ -88,9 +89,23 @@ impl Rebuilt {
     /// # Errors
     /// The first step that failed; the others were done all the same.
     pub fn open(&self) -> Result<Opened, Error> {
+        self.open_with(&|_| false, &[])
+    }
+
+    /// As [`Self::open`], but the peers of those that are to be told `later` are not told the window: that is to be done
+    /// ([`super::tell_windows`]) when they have been given what was promised to their peers. The namespace's packet filter translates the
+    /// connections that are `translated`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_with(
+        &self,
+        later: &(dyn Fn(&Tcp) -> bool + Sync),
+        translated: &[Translated],
+    ) -> Result<Opened, Error> {
         let inner = self.open_inner()?;
         let mut opened = within(&self.netns, || {
-            let mut injector = Injector::default();
+            let mut injector = Injector::translating(translated);
             let mut failed = None;
             let mut datagrams = 0;
             let here = common::interfaces()?;
@@ -114,7 +129,8 @@ impl Rebuilt {
                 let told = injector.keepalive(tcp).on("making it tell its window", tcp);
                 failed = failed.or(told.err());
             }
-            let opened = start(self.connections.iter().filter(|c| !c.inner), &mut injector);
+            let outer = self.connections.iter().filter(|c| !c.inner);
+            let opened = start(outer, &mut injector, later);
             match failed {
                 None => opened.map(|o| Opened { datagrams, ..o }),
                 Some(e) => Err(e),
@@ -137,6 +153,7 @@ impl Rebuilt {
             start(
                 self.connections.iter().filter(|c| c.inner),
                 &mut Injector::default(),
+                &|_| false,
             )
         })
     }
@@ -317,12 +334,13 @@ impl Rebuilt {
 fn start<'a>(
     connections: impl Iterator<Item = &'a Connection>,
     injector: &mut Injector,
+    later: &dyn Fn(&Tcp) -> bool,
 ) -> Result<Opened, Error> {
     let mut opened = Opened::default();
     let mut failed = None;
     for c in connections {
         opened.connections += 1;
-        match c.start(injector) {
+        match c.start(injector, later(&c.tcp)) {
             Ok(probed) => opened.probed += usize::from(probed),
             Err(e) => failed = failed.or(Some(e)),
         }
@@ -331,7 +349,7 @@ fn start<'a>(
 }
 
 impl Connection {
-    fn start(&self, injector: &mut Injector) -> Result<bool, Error> {
+    fn start(&self, injector: &mut Injector, later: bool) -> Result<bool, Error> {
         let tcp = &self.tcp;
         let refused = option::apply(&self.fd, &tcp.common.settings, When::Open, tcp);
         // Which FIN came first decides between LAST_ACK and CLOSING.
@@ -359,7 +377,7 @@ impl Connection {
         }
         // An inner peer knows already. One that has sent its FIN sends no more; and that connection may be over by now, and would
         // answer with RST.
-        if !self.inner && !tcp.state.fin_received() {
+        if !self.inner && !later && !tcp.state.fin_received() {
             injector
                 .keepalive(tcp)
                 .on("making it tell its window", tcp)?;

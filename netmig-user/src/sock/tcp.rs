@@ -12,7 +12,7 @@ use std::{io, os::fd::OwnedFd};
 
 use netmig_core::{
     image::v1::sock::{Common, Endpoint, Tcp, TcpState, Window},
-    socket::State,
+    socket::{Kind, State},
 };
 use nix::sys::socket::{bind, connect};
 use std::os::fd::AsRawFd;
@@ -98,6 +98,19 @@ pub(super) fn refresh(fd: &OwnedFd, tcp: &mut Tcp) -> Result<(), Error> {
         sockopt::set_int(fd, SOL, SO_PEEK_OFF, peek).on("setting SO_PEEK_OFF back", &name)?;
     }
     read.and(left)
+}
+
+/// Reads the queues of a connection that is known by its ends.
+pub(super) fn read_known(
+    fd: &OwnedFd,
+    inode: u64,
+    local: Endpoint,
+    peer: Endpoint,
+) -> Result<Tcp, Error> {
+    let mut found = Found::new(Kind::Tcp, State::Established, inode);
+    (found.local, found.peer) = (Name::Inet(local), Name::Inet(peer));
+    let common = common::dump(fd, &found, Vec::new(), &mut option::Fresh::default())?;
+    dump(fd, common, &found)
 }
 
 /// Everything of a connection in repair.

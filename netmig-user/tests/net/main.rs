@@ -1,8 +1,10 @@
 //! The container's network, in namespaces of the test's own: two hosts, a segment between them, containers on it.
+mod document;
 mod random;
 mod round_trip;
 mod segment;
 mod silence;
+mod tracked;
 mod undo;
 mod where_it_lives;
 mod world;

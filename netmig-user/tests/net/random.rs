@@ -1,4 +1,4 @@
-//! Random addresses, routes and rules survive the round trip.
+//! Random addresses, routes, rules and packet filters survive the round trip.
 use std::{collections::BTreeSet, fs};
 
 use netmig_user::net;
@@ -91,6 +91,168 @@ fn script() -> impl Strategy<Value = Vec<String>> {
         vec(rule, 0..8),
     )
         .prop_map(|(a, b, c, d, e)| [a, b, c, d, e].concat())
+}
+
+/// A script of nft: a table with sets, maps, named objects and rules that use them.
+fn ruleset() -> impl Strategy<Value = String> {
+    let address = (1u8..=20, 1u8..=250).prop_map(|(net, host)| format!("10.0.{net}.{host}"));
+    let plain = btree_set(address, 0..9).prop_map(|all| {
+        let elements: Vec<_> = all
+            .iter()
+            .enumerate()
+            .map(|(i, a)| match i % 3 {
+                0 => a.clone(),
+                1 => format!("{a} timeout {}s", 60 + i),
+                _ => format!("{a} timeout 1h expires {}s comment \"no {i}\"", 600 + i),
+            })
+            .collect();
+        set("set plain", "type ipv4_addr; flags timeout;", &elements)
+    });
+    let ranges = btree_set((1u8..=40, 0u8..=2), 0..7).prop_map(|all| {
+        let mut seen = BTreeSet::new();
+        let elements: Vec<_> = all
+            .iter()
+            .filter(|(net, _)| seen.insert(*net))
+            .map(|(net, how)| match how {
+                0 => format!("10.{net}.0.0/16"),
+                1 => format!("10.{net}.1.5-10.{net}.2.7"),
+                _ => format!("10.{net}.0.1"),
+            })
+            .collect();
+        set("set ranges", "type ipv4_addr; flags interval;", &elements)
+    });
+    let counted = btree_set((1u16..999, 1u32..9999), 0..6).prop_map(|all| {
+        let elements: Vec<_> = all
+            .iter()
+            .map(|(port, n)| {
+                format!(
+                    "10.9.9.{} . {port} counter packets {n} bytes {}",
+                    port % 250,
+                    n * 60
+                )
+            })
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
+        set(
+            "set counted",
+            "type ipv4_addr . inet_service; counter;",
+            &elements,
+        )
+    });
+    let verdicts = btree_set(1u16..999, 0..6).prop_map(|all| {
+        let elements: Vec<_> = all
+            .iter()
+            .map(|port| {
+                format!(
+                    "{port} : {}",
+                    ["accept", "drop", "goto deep", "jump deep"][usize::from(port % 4)]
+                )
+            })
+            .collect();
+        set("map verdicts", "type inet_service : verdict;", &elements)
+    });
+    let rule = (0usize..16, 1u16..9999, 1u8..250).prop_map(|(kind, n, host)| match kind {
+        0 => format!(
+            "ip saddr 10.0.0.{host} tcp dport {n} counter packets {n} bytes {} accept",
+            u32::from(n) * 40
+        ),
+        1 => "ip saddr @plain counter drop".to_owned(),
+        2 => format!(
+            "tcp dport {{ {n}, {}-{} }} accept comment \"n {n}\"",
+            n + 10,
+            n + 20
+        ),
+        3 => "tcp dport vmap @verdicts".to_owned(),
+        4 => format!("meta mark set {n:#x}"),
+        5 => format!("ct mark & 0x{host:02x} == 0x{:02x} return", host & 0x0f),
+        6 => format!(
+            "limit rate over {host}/second burst {} packets drop",
+            u16::from(host) + 5
+        ),
+        7 => format!("quota over {n} kbytes used {host} bytes drop"),
+        8 => format!("ip6 saddr 2001:db8:{n:x}::/48 udp sport != {n} counter"),
+        9 => format!("iifname \"eth{host}*\" log prefix \"p{n} {{\" level info"),
+        10 => "ip daddr @ranges jump deep".to_owned(),
+        11 => format!("meta l4proto {{ tcp, udp }} th dport {n} notrack"),
+        12 => "ip daddr . tcp dport @counted accept".to_owned(),
+        13 => format!("ct state {{ new, established }} meta skuid {n} accept"),
+        14 => format!("icmp type echo-request limit rate {host}/minute accept"),
+        _ => format!(
+            "meta length {}-{} ip dscp set {}",
+            host,
+            u16::from(host) + 100,
+            host % 64
+        ),
+    });
+    let chains = vec((any::<bool>(), -200i32..200, vec(rule, 0..6)), 1..4);
+    (plain, ranges, counted, verdicts, chains, 0u8..4).prop_map(
+        |(plain, ranges, counted, verdicts, chains, family)| {
+            let chains: Vec<_> = chains
+                .iter()
+                .enumerate()
+                .map(|(i, (accept, priority, rules))| {
+                    let hook = ["input", "output", "forward"][i % 3];
+                    let policy = if *accept { "accept" } else { "drop" };
+                    format!(
+                        "chain c{i} {{\ntype filter hook {hook} priority {priority}; policy {policy};\n{}\n}}",
+                        rules.join("\n")
+                    )
+                })
+                .collect();
+            let flags = if family == 3 { "flags dormant;" } else { "" };
+            format!(
+                "table inet t {{\n{flags}\n{plain}\n{ranges}\n{counted}\nchain deep {{\n}}\n{verdicts}\n{}\n}}\n",
+                chains.join("\n")
+            )
+        },
+    )
+}
+
+fn set(name: &str, head: &str, elements: &[String]) -> String {
+    let elements = if elements.is_empty() {
+        String::new()
+    } else {
+        format!("elements = {{ {} }}", elements.join(", "))
+    };
+    format!("{name} {{\n{head}\n{elements}\n}}")
+}
+
+#[test]
+fn packet_filters() {
+    world(|| {
+        sh("ip netns add src; ip netns add dst");
+        let mut runner = TestRunner::new(Config {
+            cases: 24,
+            max_shrink_iters: 60,
+            failure_persistence: None,
+            ..Config::default()
+        });
+        let result = runner.run(&ruleset(), |script| {
+            fs::write("/run/script", format!("flush ruleset\n{script}")).unwrap();
+            on("src", || sh("nft -f /run/script"));
+            let written = on("src", net::filter::dump).unwrap();
+            prop_assert_eq!(written.nft.len(), 1, "{:?}", written.lost);
+            prop_assert_eq!(
+                net::filter::rehearse(&written, &[]).unwrap(),
+                [] as [&str; 0]
+            );
+            on("dst", || net::filter::converge(&written)).unwrap();
+            let read = on("dst", net::filter::dump).unwrap();
+            prop_assert_eq!(net::filter::settled(&read), net::filter::settled(&written));
+            // Counters came along; the lifetimes alone go on counting.
+            let lasting = |filters: &net::filter::Filters| {
+                let lines = filters.nft[0].lines.clone().into_iter();
+                lines
+                    .filter(|line| !line.contains("expires"))
+                    .filter(|line| !line.starts_with(' '))
+                    .collect::<Vec<_>>()
+            };
+            prop_assert_eq!(lasting(&read), lasting(&written));
+            Ok(())
+        });
+        result.unwrap();
+    });
 }
 
 #[test]

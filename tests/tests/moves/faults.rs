@@ -208,13 +208,13 @@ impl Going {
     }
 }
 
-fn kill(host: &dyn Host, signal: &str, pattern: &str) {
+pub fn kill(host: &dyn Host, signal: &str, pattern: &str) {
     host.sh(&format!("pkill -{signal} -f '{pattern}'"))
         .unwrap_or_else(|e| panic!("{e}"));
 }
 
 /// As the process's command line begins and ends; the brackets keep the pattern from finding its own shell.
-const AGENT: &str = "[a]gent --resident$";
+pub const AGENT: &str = "[a]gent --resident$";
 
 #[test]
 fn source_agent_killed() {

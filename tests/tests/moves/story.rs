@@ -10,6 +10,7 @@ use std::{
 use netmig_lab::{
     Bind, Cmd, Host, Lab, Options, Output,
     demo::Image,
+    lab::link::Line,
     peers::Outcome,
     root,
     vm::{Pair, Spec, stories},
@@ -128,12 +129,21 @@ pub struct Story {
 
 impl Story {
     pub fn up(name: &str) -> Self {
+        Self::over(name, None)
+    }
+
+    /// A lab whose peer is at the end of this line.
+    pub fn over(name: &str, line: Option<Line>) -> Self {
         let program = peer_program();
         let image = match env::var_os(stories::IMAGE) {
             Some(archive) => Image::built(archive.into()).expect("an image"),
             None => build_image(&program),
         };
-        let lab = Lab::temporary(name, &options(program)).expect("a lab");
+        let options = Options {
+            line,
+            ..options(program)
+        };
+        let lab = Lab::temporary(name, &options).expect("a lab");
         std::thread::scope(|scope| {
             for host in [lab.a(), lab.b()] {
                 let image = &image;

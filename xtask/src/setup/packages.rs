@@ -17,9 +17,16 @@ pub struct Packages {
 }
 
 pub const LAB: Packages = Packages {
-    names: &["iproute2", "mmdebstrap"],
+    names: &[
+        "conntrack",
+        "ipset",
+        "iproute2",
+        "iptables",
+        "mmdebstrap",
+        "nftables",
+    ],
     what: "packages of the lab",
-    why: "links between the hosts, and their file system",
+    why: "links between the hosts, their file system, and packet filters to test with",
 };
 
 pub const VM: Packages = Packages {

@@ -3,6 +3,7 @@
 //! ```text
 //! source -- Hello{channel: Hold}, HoldBegin ------------------> target
 //! source -- Held ... (from the closing on, as they come) -----> target
+//! source <------------------------- HoldMark{Stored} ----------- target      as they come; the grant waits for what is owned
 //!                                                               (opens, announces)
 //! source <------------------------- HoldMark{Announced} ------- target
 //! source -- Held ..., HoldMark{Announced} --------------------> target      direct packets are delivered from here on
@@ -53,6 +54,8 @@ pub enum HoldPoint {
     Announced,
     /// From the source: nothing more comes.
     Ended,
+    /// From the target: so many packets are stored, so that its agent's death does not lose them.
+    Stored,
 }
 
 /// A mark between held packets.
@@ -60,7 +63,7 @@ pub enum HoldPoint {
 pub struct HoldMark {
     /// Which.
     pub point: HoldPoint,
-    /// Packets sent on this connection so far.
+    /// Packets sent (or, with [`HoldPoint::Stored`], received) on this connection so far.
     pub packets: u64,
 }
 

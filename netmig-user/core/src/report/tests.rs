@@ -45,6 +45,7 @@ fn report(outcome: Outcome) -> Report {
             replayed: 12,
             dropped: 3,
             answered: 30,
+            owned: 9,
         },
         warnings: vec!["the health check was not set up".into()],
         plan: None,
@@ -76,7 +77,7 @@ fn its_json_has_the_names_of_the_schema() {
     assert_eq!(json["phases"][1]["ms"], 22.0);
     assert_eq!(
         json["packets"],
-        serde_json::json!({"held": 12, "replayed": 12, "dropped": 3, "answered": 30})
+        serde_json::json!({"held": 12, "replayed": 12, "dropped": 3, "answered": 30, "owned": 9})
     );
     assert_eq!(
         json["sockets"][1]["fate"],
@@ -98,7 +99,7 @@ fn people_read_how_it_ended() {
         "redis moved from a to ssh://b in 2.3 s",
         "blackout 212 ms",
         "ms: plan 100, freeze 22, dump 5",
-        "105.0 MiB sent; packets held 12, replayed 12, dropped 3, answered 30",
+        "105.0 MiB sent; packets held 12, replayed 12, dropped 3, answered 30, owned 9",
         "sockets: 1 of 2 move whole",
         "tcp 192.0.2.10:6379 - 192.0.2.20:40000: moves without ECN",
         "warning: the health check was not set up",

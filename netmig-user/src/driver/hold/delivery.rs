@@ -100,6 +100,14 @@ impl Delivery {
         true
     }
 
+    /// Puts in once more what may have been lost on its way to the socket; not counted.
+    pub fn again(&self, link: u16, packet: &Packet) {
+        let sent = self.injectors.get(&link).map(|to| send(to, packet));
+        if let Some(Err(e)) = sent {
+            tracing::warn!("{e}");
+        }
+    }
+
     /// Nothing waits.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty()

@@ -2,10 +2,15 @@
 //!
 //! The source keeps every held packet until the move has ended: if it takes the container back, it delivers them itself. The target
 //! delivers the source's packets first and what came to itself behind them. Held packets are no promise: what is lost here is lost as on
-//! a wire, and counted.
+//! a wire, and counted. But those that the keeper owns are one: they lie in a file on either host ([`Store`]), and their delivery is
+//! looked after ([`Promised`]).
 mod delivery;
+mod promised;
+mod store;
 
 pub use delivery::Delivery;
+pub use promised::{Promised, key, known};
+pub use store::Store;
 
 use std::time::Duration;
 

@@ -31,6 +31,8 @@ impl Steps {
         {
             left.push("the thread that copies files panicked".to_owned());
         }
+        // Whoever reads them has seen by then that the move is over.
+        drop(self.reading());
         let gate = self.take_gate();
         let mut kept = self.state().kept.take();
         self.as_it_came_out(kept.as_mut(), &mut left);
@@ -40,6 +42,7 @@ impl Steps {
         let returning = gate
             .as_ref()
             .and_then(|gate| self.reopen_gate(gate, kept.as_mut(), &mut left));
+        left.extend(self.wake(kept.is_some()));
         self.state().reopened = Some(Instant::now());
         self.state().pace = None;
         // Of another move of the same container nothing may be touched.
@@ -105,6 +108,7 @@ impl Steps {
             left.push(format!("opening the gate: {e}"));
         }
         left.extend(put_back().unwrap_or_default());
+        left.extend(self.deliver_stored(gate));
         None
     }
 
@@ -156,6 +160,7 @@ impl Steps {
         if let Some(hold) = &hold {
             left.extend(hold.close(gate.as_ref()));
         }
+        left.extend(self.forget_traffic());
         if let Some(netns) = container.netns.as_ref().filter(|path| path.exists()) {
             let (links, network, ours) = {
                 let state = self.state();

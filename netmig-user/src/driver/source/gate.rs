@@ -18,7 +18,10 @@ use super::{
     steps::{GLANCE, Steps},
 };
 use crate::{
-    agent::{local::Told, paths},
+    agent::{
+        local::{Drain, Told},
+        paths,
+    },
     engine::{self, criu::hook},
     gate::Gate,
     net, sock,
@@ -69,9 +72,14 @@ impl Steps {
     /// Lets data in flight settle, for the flows that [`Drain`](crate::agent::local::Drain) names.
     pub fn drain(&self) -> Result<Done> {
         let netns = self.netns()?;
+        let mut drain = self.spec.drain;
+        if drain == Drain::Auto && self.can_keep()? {
+            // What peers have in flight is owned when it comes: they need not be stopped before.
+            drain = Drain::Out;
+        }
         let chosen: Vec<_> = sock::flows(&netns)?
             .iter()
-            .map(|flow| hint(flow, self.spec.drain))
+            .map(|flow| hint(flow, drain))
             .filter(|(_, scales)| scales.stop_peer || scales.stop_container)
             .collect();
         if chosen.is_empty() {
@@ -123,6 +131,7 @@ impl Steps {
     pub fn close(self: &Arc<Self>) -> Result<Done> {
         let mut state = self.state();
         let gate = state.gate.as_ref().context("no gate stands")?;
+        gate.let_acks_pass(true)?;
         gate.set_mode(Mode::Closed, self.life.epoch, Some(self.lease()))?;
         let stop = Arc::new(AtomicBool::new(false));
         state.renewing = Some(stop.clone());
@@ -130,6 +139,8 @@ impl Steps {
         let steps = self.clone();
         state.copying = Some(thread::spawn(move || steps.copy_files(true)));
         drop(state);
+        self.keep();
+        self.read_traffic();
         let steps = self.clone();
         thread::spawn(move || {
             let pause = steps.lease() / 4;
@@ -153,6 +164,10 @@ impl Steps {
 
     /// Compare-and-set in the gate.
     pub fn grant(&self) -> Result<Done> {
+        let hold = self.state().hold.clone();
+        if let Some(hold) = hold {
+            hold.seal()?;
+        }
         let mut state = self.state();
         if let Some(stop) = state.renewing.take() {
             stop.store(true, Ordering::SeqCst);

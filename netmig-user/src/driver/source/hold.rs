@@ -1,7 +1,10 @@
 //! The hold at the source: packets of the blackout are kept and shipped as they come.
+mod keeping;
 mod kept;
+mod steps;
 
 use std::{
+    collections::HashMap,
     path::Path,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -12,27 +15,27 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use netmig_common::{Mode, Side};
+use netmig_common::Mode;
 use netmig_core::{
     frame::{Frame, HoldBegin, HoldMark, HoldPoint},
     id::MoveId,
-    proto::{Channel, Hello},
+    proto::Hello,
     report::Packets,
 };
 use tokio::sync::Notify;
 use tracing::warn;
 
-use self::kept::{Ended, Kept, Next, told};
-use super::{
-    super::hold::{self, Delivery, LOOK, OPENING, Tap},
-    steps::Steps,
+use self::{
+    keeping::Keeping,
+    kept::{Ended, Kept, Next, told},
 };
+use super::super::hold::{self, Delivery, LOOK, OPENING, Tap};
 use crate::{
-    agent::local::Told,
     gate::{
         Gate, Point,
         hold::{Limit, Order},
     },
+    sock::Live,
     wire::{dial::Dialer, pipe::Pipe},
 };
 
@@ -46,6 +49,10 @@ const ANNOUNCING: Duration = Duration::from_secs(2);
 const READING: Duration = Duration::from_millis(20);
 /// Between two looks at a delivery.
 const GLANCE: Duration = Duration::from_millis(1);
+/// How long the target may take to store what peers were promised, once nothing more is.
+const STORING: Duration = Duration::from_secs(2);
+/// How often peers that send may send a segment. Shorter than any retransmission timeout of Linux (TCP_RTO_MIN).
+const TRICKLE: Duration = Duration::from_millis(150);
 
 /// The source's hold of one move.
 pub(super) struct Hold {
@@ -71,6 +78,8 @@ pub(super) struct Returning {
     hold: Arc<Hold>,
     /// The gate may pass once all is in.
     last: Arc<AtomicBool>,
+    /// What went otherwise than it should already.
+    left: Vec<String>,
 }
 
 impl Hold {
@@ -145,6 +154,10 @@ impl Hold {
                     Some(Frame::HoldMark(HoldMark { point: HoldPoint::Announced, .. })) => {
                         self.shared.kept().announced = Some(self.shared.order.redirected());
                     }
+                    Some(Frame::HoldMark(HoldMark { point: HoldPoint::Stored, packets })) => {
+                        self.shared.kept().stored = Some(packets);
+                        self.shared.changed.notify_all();
+                    }
                     Some(Frame::HoldDone(account)) => {
                         self.shared.kept().account = Some(account);
                         return Ok(());
@@ -154,6 +167,69 @@ impl Hold {
                 },
             }
         }
+    }
+
+    /// The target stores what it is sent, so that peers can be answered.
+    pub(super) fn can_keep(&self) -> bool {
+        self.shared.kept().stored.is_some()
+    }
+
+    /// Peers are answered from now on, and what they send is owned, as far as these sockets take it.
+    ///
+    /// # Errors
+    /// What is owned cannot be stored, or nothing can be sent in the container's name.
+    pub(super) fn keep(&self, gate: &Gate, live: Vec<Live>, path: &Path) -> Result<()> {
+        let mut answerers = HashMap::new();
+        for (link, point) in &self.points {
+            answerers.insert(*link, gate.answerer(point)?);
+        }
+        let mut keeping = Keeping::begin(live, answerers, self.shared.order.clone(), path)?;
+        let mut kept = self.shared.kept();
+        if kept.local || kept.granted {
+            return Ok(());
+        }
+        if kept.stored.is_none() {
+            bail!("the target stores nothing");
+        }
+        keeping.take_all(&kept.queue);
+        kept.keeping = Some(keeping);
+        drop(kept);
+        let shared = self.shared.clone();
+        thread::spawn(move || shared.trickle());
+        Ok(())
+    }
+
+    /// The sockets once more.
+    pub(super) fn keep_again(&self, live: &[Live], exact: bool) {
+        let mut kept = self.shared.kept();
+        let held = kept.queue.len() as u64;
+        if let Some(keeping) = &mut kept.keeping {
+            keeping.again(live, exact, held);
+        }
+    }
+
+    /// Promises nothing any more, and waits until the target has stored all that was promised.
+    ///
+    /// # Errors
+    /// It has not done so in time.
+    pub(super) fn seal(&self) -> Result<()> {
+        let until = Instant::now() + STORING;
+        let mut kept = self.shared.kept();
+        let Some(keeping) = &mut kept.keeping else {
+            return Ok(());
+        };
+        keeping.seal();
+        let needed = keeping.needed;
+        while kept.stored.unwrap_or(0) < needed {
+            if Instant::now() >= until {
+                bail!(
+                    "the target has not stored all that peers were promised: {} of {needed} packets",
+                    kept.stored.unwrap_or(0)
+                );
+            }
+            kept = self.shared.wait(kept, LOOK);
+        }
+        Ok(())
     }
 
     /// The target may deliver from now on.
@@ -205,11 +281,22 @@ impl Hold {
     }
 
     /// Delivers to the container here what was held, behind the gate that has just been set to open.
-    pub(super) fn return_here(self: Arc<Self>, netns: &Path) -> Result<Returning> {
-        self.shared.kept().local = true;
+    pub(super) fn return_here(self: Arc<Self>, netns: &Path, pids: Vec<i32>) -> Result<Returning> {
+        let keeping = {
+            let mut kept = self.shared.kept();
+            kept.local = true;
+            kept.end_keeping()
+        };
         self.shared.news.notify_one();
         let injectors = hold::injectors(self.points.iter().map(|(link, point)| (*link, point)))?;
         let mut delivery = Delivery::new(injectors, self.shared.order.clone(), netns);
+        let mut left = Vec::new();
+        if let Some(keeping) = keeping {
+            let mut promised = keeping.promised(netns, pids);
+            left = promised.make_room();
+            drop(self.give_all(&mut delivery));
+            left.extend(promised.keep(&mut delivery));
+        }
         let last = Arc::new(AtomicBool::new(false));
         let (hold, ends) = (self.clone(), last.clone());
         let thread = thread::spawn(move || hold.deliver(&mut delivery, &ends));
@@ -217,27 +304,32 @@ impl Hold {
             thread,
             hold: self,
             last,
+            left,
         })
     }
 
-    fn deliver(&self, delivery: &mut Delivery, ends: &AtomicBool) {
+    fn give_all(&self, delivery: &mut Delivery) -> MutexGuard<'_, Kept> {
         let mut kept = self.shared.kept();
-        loop {
-            while let Some((link, packet)) = kept.queue.pop() {
-                drop(kept);
-                delivery.give(link, packet, true);
-                kept = self.shared.kept();
-            }
+        while let Some((link, packet)) = kept.queue.pop() {
             drop(kept);
-            delivery.go_on();
+            delivery.give(link, packet, true);
             kept = self.shared.kept();
+        }
+        kept
+    }
+
+    fn deliver(&self, delivery: &mut Delivery, ends: &AtomicBool) {
+        loop {
+            drop(self.give_all(delivery));
+            delivery.go_on();
+            let mut kept = self.shared.kept();
             kept.local_replayed = delivery.replayed();
             kept.local_dropped = delivery.dropped();
             if kept.queue.is_empty() {
                 if delivery.is_idle() && ends.load(Ordering::SeqCst) {
                     return;
                 }
-                kept = self.shared.wait(kept, GLANCE);
+                drop(self.shared.wait(kept, GLANCE));
             }
         }
     }
@@ -251,7 +343,8 @@ impl Hold {
             held: kept.read - kept.queue.dropped().total() + account.direct,
             replayed: kept.local_replayed + account.replayed,
             dropped: kept.queue.dropped().total() + kept.local_dropped.total() + lost,
-            answered: 0,
+            answered: kept.answered(),
+            owned: kept.owned(),
         }
     }
 }
@@ -259,6 +352,24 @@ impl Hold {
 impl Shared {
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn trickle(&self) {
+        loop {
+            thread::sleep(TRICKLE);
+            let mut kept = self.kept();
+            if kept.local || kept.granted || self.over.load(Ordering::SeqCst) {
+                return;
+            }
+            // What is asked for must fit.
+            if kept.queue.is_half_full() {
+                continue;
+            }
+            let Some(keeping) = &mut kept.keeping else {
+                return;
+            };
+            keeping.trickle();
+        }
     }
 
     fn wait<'a>(&self, kept: MutexGuard<'a, Kept>, limit: Duration) -> MutexGuard<'a, Kept> {
@@ -269,19 +380,27 @@ impl Shared {
     }
 
     fn read(&self, mut tap: Tap) {
+        let mut waits = false;
         while !self.over.load(Ordering::SeqCst) {
-            match tap.reader.next(LOOK) {
+            // An answer stands for all that is there to be read, and waits for nothing else.
+            let limit = if waits { Duration::ZERO } else { LOOK };
+            match tap.reader.next(limit) {
                 Ok(Some(packet)) => {
                     let mut kept = self.kept();
-                    kept.read += 1;
-                    if !kept.queue.push(tap.link, packet) {
+                    if !kept.hold(tap.link, packet) {
                         self.order.done(1);
                     }
+                    waits = kept.keeping.as_ref().is_some_and(Keeping::waits);
                     drop(kept);
                     self.news.notify_one();
                     self.changed.notify_all();
                 }
-                Ok(None) => {}
+                Ok(None) => {
+                    if let Some(keeping) = &mut self.kept().keeping {
+                        keeping.flush();
+                    }
+                    waits = false;
+                }
                 Err(e) => return warn!(mv = %self.mv, "the hold ends: {e}"),
             }
         }
@@ -291,7 +410,7 @@ impl Shared {
 impl Returning {
     /// To be called once the container runs: waits until all is in, lets the gate pass, and ends the hold. What went otherwise, in words.
     pub(super) fn finish(self, gate: &Gate, epoch: netmig_core::id::Epoch) -> Vec<String> {
-        let mut left = Vec::new();
+        let mut left = self.left;
         let order = &self.hold.shared.order;
         let settled = |limit| {
             let until = Instant::now() + limit;
@@ -320,90 +439,5 @@ impl Returning {
         }
         self.hold.stop(Some(gate));
         left
-    }
-}
-
-impl Steps {
-    /// A hold for the gate that has just been attached. Without one the gate drops, and that is said.
-    pub(super) fn begin_hold(&self, gate: &Gate, places: Vec<(u16, Point)>) -> Option<Arc<Hold>> {
-        // Everything would be dropped in any case.
-        if self.spec.hold_limit == 0 || places.is_empty() {
-            return None;
-        }
-        let begun = hold::taps(self.id, Side::Source, places)
-            .map_err(anyhow::Error::from)
-            .and_then(|taps| {
-                Hold::begin(self.id, gate, taps, Limit::of_bytes(self.spec.hold_limit))
-            });
-        match begun {
-            Ok(hold) => Some(Arc::new(hold)),
-            Err(e) => {
-                hold::forget(gate);
-                self.feed.tell(Told::Note(format!(
-                    "packets of the blackout are dropped, for they cannot be held: {e:#}"
-                )));
-                None
-            }
-        }
-    }
-
-    /// The connection for held packets, opened while there is time.
-    pub(super) fn open_hold(&self) {
-        let Some(hold) = self.state().hold.clone() else {
-            return;
-        };
-        let begin = HoldBegin {
-            limit: self.spec.hold_limit,
-            barrier_us: self.spec.barrier_limit_ms.saturating_mul(1000),
-        };
-        let (dialer, hello) = (self.dialer.clone(), self.hello(Channel::Hold));
-        self.handle.spawn(hold.ship(dialer, hello, begin));
-    }
-
-    /// The tasks are about to be stopped one after the other: from now on datagrams, which nobody may read in time, are held.
-    pub(super) fn hold_datagrams(&self) -> Result<()> {
-        let state = self.state();
-        let (Some(gate), Some(_)) = (&state.gate, &state.hold) else {
-            return Ok(());
-        };
-        match gate.mode()?.mode {
-            Mode::Pass => {
-                gate.drain_all(false, false)?;
-                gate.hold_datagrams(true)?;
-                gate.set_mode(Mode::Drain, self.life.epoch, Some(self.draining()))?;
-            }
-            Mode::Drain => gate.hold_datagrams(true)?,
-            // Everything is held.
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Opens the gate in order, what was held first; none where nothing was held, then the gate is to be opened as it is.
-    pub(super) fn return_held(
-        &self,
-        gate: &Gate,
-        before: &mut dyn FnMut(),
-    ) -> Result<Option<Returning>> {
-        let hold = self.state().hold.clone();
-        let Some(hold) = hold else { return Ok(None) };
-        let netns = self.netns()?;
-        match gate.mode()?.mode {
-            Mode::Closed => gate.open_in_order(self.life.epoch, OPENING)?,
-            // Datagrams may be held already.
-            Mode::Drain => {
-                gate.set_mode(Mode::Closed, self.life.epoch, None)?;
-                gate.open_in_order(self.life.epoch, OPENING)?;
-            }
-            // The lease ran out and has opened it; what was held until then is delivered all the same.
-            Mode::Expired => gate.set_mode(Mode::Pass, self.life.epoch, None)?,
-            // It was never closed.
-            _ => {
-                hold.stop(Some(gate));
-                return Ok(None);
-            }
-        }
-        before();
-        hold.return_here(&netns).map(Some)
     }
 }

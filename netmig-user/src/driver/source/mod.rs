@@ -7,7 +7,9 @@ mod files;
 mod gate;
 mod hold;
 mod image;
+mod keeper;
 mod rate;
+mod remembered;
 mod steps;
 
 use std::{
@@ -349,6 +351,11 @@ impl Driver {
             Event::Done(Done::Disarmed) => {
                 self.facts.disarmed = self.steps.disarmed();
                 self.save();
+            }
+            Event::Done(Done::Dumped(_)) => {
+                if let Some(remembered) = self.steps.remembered() {
+                    self.link().send(remembered);
+                }
             }
             Event::Done(Done::Round { .. }) => {
                 if let Some(plan) = &mut self.seen.plan {

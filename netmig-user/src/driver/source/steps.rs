@@ -16,7 +16,10 @@ use anyhow::{Context, Result, bail};
 use netmig_core::{
     container::Container,
     id::{Life, MoveId},
-    image::v1::net::Network,
+    image::v1::{
+        conntrack::{Connection, Remembered},
+        net::Network,
+    },
     machine::source::Done,
     plan::Rate,
     proto::{Channel, Hello, PROTOCOL, ToTarget, Word},
@@ -65,6 +68,8 @@ pub struct Steps {
     pub(super) over: AtomicBool,
     /// Held while a step runs; an undo waits for it.
     pub(super) running: Mutex<()>,
+    /// Held while sockets are in repair.
+    pub(super) reading: Mutex<()>,
     pub(super) state: Mutex<State>,
 }
 
@@ -90,6 +95,8 @@ pub(super) struct State {
     /// Under `handoff`: the helper, which holds what was handed over.
     pub(super) helper: Option<i32>,
     pub(super) kept: Option<sock::Kept>,
+    /// Timers of connections that are off.
+    pub(super) calmed: Vec<sock::Calmed>,
     pub(super) moment: Option<(hook::Action, oneshot::Sender<HookReply>)>,
     pub(super) dumped: Option<oneshot::Sender<HookReply>>,
     pub(super) pace: Option<Pace>,
@@ -105,6 +112,11 @@ pub(super) struct State {
     pub(super) streaming: Option<Streaming>,
     pub(super) renewing: Option<Arc<AtomicBool>>,
     pub(super) copying: Option<thread::JoinHandle<Result<()>>>,
+    /// The thread that reads what the network remembers.
+    pub(super) remembering: Option<thread::JoinHandle<Result<Remembered>>>,
+    pub(super) remembered: Option<Box<Remembered>>,
+    /// Connections of the container that this host tracks.
+    pub(super) tracked: Vec<Connection>,
 }
 
 impl Steps {
@@ -124,6 +136,7 @@ impl Steps {
             handle: Handle::current(),
             over: AtomicBool::new(false),
             running: Mutex::default(),
+            reading: Mutex::default(),
             state: Mutex::default(),
         }
     }
@@ -299,6 +312,7 @@ impl Steps {
             cgroup::freeze_now(cgroup)?;
         }
         if let Some(gate) = &self.state().gate {
+            gate.let_acks_pass(false)?;
             gate.settle()?;
         }
         let engine = container.manager.engine();
@@ -312,8 +326,13 @@ impl Steps {
                 ]
             }
         };
-        let (sockets, kept) = sock::dump_under(&netns, &pids, engine)?;
+        let alone = self.reading();
+        let (mut sockets, kept) = sock::dump_under(&netns, &pids, engine)?;
+        self.as_calmed(&mut sockets);
         self.state().kept = Some(kept);
+        drop(alone);
+        self.keep_dumped(&sockets);
+        self.traffic_read()?;
         Ok(Done::Dumped(Box::new(ToTarget::Sockets(Box::new(sockets)))))
     }
 }

@@ -61,6 +61,7 @@ impl Steps {
         if let Some(image) = &made.image {
             left.extend(podman::image::remove(image).err().map(|e| e.to_string()));
         }
+        left.extend(self.forget_traffic());
         if let Some(network) = &made.network {
             left.extend(net::remove(network).iter().map(ToString::to_string));
         }

@@ -2,7 +2,7 @@
 mod inbox;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -23,11 +23,15 @@ use tracing::{info, warn};
 
 use self::inbox::Inbox;
 use super::{
-    super::hold::{self, Delivery, LOOK, OPENING, Tap},
+    super::hold::{self, Delivery, LOOK, OPENING, Promised, Store, Tap},
     steps::Steps,
 };
 use crate::{
-    gate::{Gate, Point, hold::Order},
+    agent::paths,
+    gate::{
+        Gate, Point,
+        hold::{Order, Packet},
+    },
     net,
     wire::pipe::Pipe,
 };
@@ -48,6 +52,8 @@ pub(super) struct Hold {
     /// The readers and the delivery end.
     over: AtomicBool,
     points: Vec<(u16, Point)>,
+    /// What went otherwise than it should.
+    left: Mutex<Vec<String>>,
     taps: Mutex<Vec<Tap>>,
 }
 
@@ -64,11 +70,12 @@ impl Hold {
         let taps = hold::taps(mv, Side::Target, places.clone())?;
         Ok(Self {
             mv,
-            inbox: Mutex::new(Inbox::new()),
+            inbox: Mutex::new(Inbox::new(owned(mv))),
             changed: Condvar::new(),
             news: Notify::new(),
             over: AtomicBool::new(false),
             points: places,
+            left: Mutex::default(),
             taps: Mutex::new(taps),
         })
     }
@@ -145,7 +152,12 @@ impl Hold {
     }
 
     /// Delivers from now on, beside what follows.
-    fn deliver(self: &Arc<Self>, order: Order, netns: &Path) -> Result<()> {
+    fn deliver(
+        self: &Arc<Self>,
+        order: Order,
+        netns: &Path,
+        promised: Option<Promised>,
+    ) -> Result<()> {
         let injectors = hold::injectors(self.points.iter().map(|(link, point)| (*link, point)))?;
         let delivery = Delivery::new(injectors, order.clone(), netns);
         for tap in self.taps().drain(..) {
@@ -153,7 +165,7 @@ impl Hold {
             thread::spawn(move || hold.read(tap));
         }
         let hold = self.clone();
-        thread::spawn(move || hold.run(delivery, &order));
+        thread::spawn(move || hold.run(delivery, &order, promised));
         Ok(())
     }
 
@@ -173,8 +185,11 @@ impl Hold {
         }
     }
 
-    fn run(&self, mut delivery: Delivery, order: &Order) {
+    fn run(&self, mut delivery: Delivery, order: &Order, mut promised: Option<Promised>) {
         let opened = Instant::now();
+        if let Some(promised) = &mut promised {
+            self.went_wrong(promised.make_room());
+        }
         let mut inbox = self.inbox();
         let barrier = Duration::from_micros(inbox.begun.map_or(0, |begun| begun.barrier_us));
         let mut lifted = false;
@@ -192,6 +207,11 @@ impl Hold {
             drop(inbox);
             for (n, (link, packet)) in batch.into_iter().enumerate() {
                 delivery.give(link, packet, n >= shipped);
+            }
+            // What was promised came before the grant, so it is in the first batch.
+            if let Some(promised) = promised.take() {
+                self.went_wrong(promised.keep(&mut delivery));
+                self.went_wrong(forget_owned(self.mv).into_iter().collect());
             }
             let idle = delivery.go_on();
             if direct && idle && !lifted {
@@ -222,9 +242,28 @@ impl Hold {
         }
     }
 
+    fn went_wrong(&self, what: Vec<String>) {
+        for text in &what {
+            warn!(mv = %self.mv, "{text}");
+        }
+        self.left
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(what);
+    }
+
+    /// What has come from the source so far.
+    pub(super) fn shipped(&self) -> Vec<(u16, Packet)> {
+        let inbox = self.inbox();
+        (0..inbox.shipped.len())
+            .filter_map(|n| inbox.shipped.get(n).cloned())
+            .collect()
+    }
+
     /// Lets the gate pass once all is in, and ends.
     fn finish(&self, gate: Option<&Gate>, epoch: Epoch) -> Vec<String> {
-        let mut left = Vec::new();
+        let mut left =
+            std::mem::take(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner));
         if self.inbox().open
             && let Some(gate) = gate
         {
@@ -256,6 +295,18 @@ impl Hold {
         self.changed.notify_all();
         left
     }
+}
+
+/// Where packets lie that peers think delivered.
+pub(super) fn owned(mv: MoveId) -> PathBuf {
+    paths::run(mv).join("owned")
+}
+
+/// All of them are delivered: an agent that opens once more finds none. What failed, in words.
+pub(super) fn forget_owned(mv: MoveId) -> Option<String> {
+    let path = owned(mv);
+    let removed = Store::remove(&path);
+    Some(format!("removing {}: {}", path.display(), removed.err()?))
 }
 
 impl Steps {
@@ -326,10 +377,11 @@ impl Steps {
         gate: &Gate,
         hold: Option<&Arc<Hold>>,
         netns: &Path,
+        promised: Option<Promised>,
         warnings: &mut Vec<String>,
     ) {
         let Some(hold) = hold else { return };
-        if let Err(e) = hold.deliver(gate.order(), netns) {
+        if let Err(e) = hold.deliver(gate.order(), netns, promised) {
             warnings.push(format!("held packets are dropped: {e:#}"));
             if let Err(e) = gate.set_mode(Mode::Pass, self.epoch, None) {
                 warnings.push(format!("opening the gate: {e}"));

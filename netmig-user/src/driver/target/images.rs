@@ -89,6 +89,7 @@ impl Steps {
                     .with_context(|| format!("writing {}", path.display()))?;
                 self.state().sockets = Some(*sockets);
             }
+            ToTarget::Remembered(remembered) => self.remember_traffic(*remembered),
             other => bail!("{other:?} is nothing to keep"),
         }
         Ok(())

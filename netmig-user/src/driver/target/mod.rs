@@ -4,7 +4,9 @@ mod engine;
 mod hold;
 mod image;
 mod images;
+mod keeper;
 mod prepare;
+mod remembered;
 mod steps;
 
 use std::{

@@ -13,7 +13,10 @@ use anyhow::{Context, Result, bail};
 use netmig_core::{
     container::Container,
     id::{Epoch, MoveId},
-    image::v1::sock::{Holder, Sockets},
+    image::v1::{
+        conntrack::{Connection, Translated},
+        sock::{Holder, Sockets},
+    },
     machine::target::Event,
     proto::Question,
     socket,
@@ -24,7 +27,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{super::bulk::Arrived, Facts, Input, Made, hold::Hold};
+use super::{super::bulk::Arrived, Facts, Input, Made, hold::Hold, keeper::Before};
 use crate::{
     agent::{pace::Pace, paths},
     engine::{self, Engine, criu::hook::HookReply, job::Job, task},
@@ -85,6 +88,12 @@ pub(super) struct State {
     /// Why they could not be made fit.
     pub(super) unstaged: Option<String>,
     pub(super) warnings: Vec<String>,
+    /// The thread that makes what the network remembers, beside the engine's restore.
+    pub(super) remembering: Option<thread::JoinHandle<Result<Vec<String>>>>,
+    /// Connections that this host has been told to track.
+    pub(super) tracked: Vec<Connection>,
+    /// Connections that the container's own packet filter translates.
+    pub(super) translated: Vec<Translated>,
 }
 
 impl State {
@@ -172,6 +181,7 @@ impl Steps {
 
     /// Rebuilds the sockets in the stopped tasks, behind the closed gate. Microseconds since the engine's restore began.
     pub fn rebuild_sockets(&self) -> Result<u64> {
+        self.traffic_remembered()?;
         let (init_pid, sockets, begun) = {
             let state = self.state();
             let sockets = state
@@ -229,6 +239,11 @@ impl Steps {
         let mut warnings = std::mem::take(&mut state.warnings);
         let hold = state.hold.as_ref();
         let hold = hold.filter(|_| state.made.init_pid.is_some());
+        let before = self.before(hold, &state.made, &state.sockets, &state.question);
+        let before = before.unwrap_or_else(|e| {
+            warnings.push(format!("what peers were promised is not known: {e:#}"));
+            Before::default()
+        });
         let in_order = self.open_gate(gate, hold, &mut warnings)?;
         let hold = hold.filter(|_| in_order);
         let init_pid = state
@@ -276,11 +291,21 @@ impl Steps {
             },
         };
         if let Some(rebuilt) = rebuilt
-            && let Err(e) = rebuilt.open()
+            && let Err(e) = rebuilt.open_with(&|tcp| before.has(tcp), &state.translated)
         {
             warnings.push(format!("opening the connections: {e}"));
         }
-        self.deliver_held(gate, hold, &netns, &mut warnings);
+        let promised = match self.deliver_stored(gate, &links, &question.network, before, &netns) {
+            Ok((promised, left)) => {
+                warnings.extend(left);
+                promised
+            }
+            Err(e) => {
+                warnings.push(format!("what peers were promised is not delivered: {e:#}"));
+                None
+            }
+        };
+        self.deliver_held(gate, hold, &netns, promised, &mut warnings);
         let open_us = state
             .granted
             .map_or(0, |granted| granted.elapsed().as_micros() as u64);
@@ -313,7 +338,7 @@ impl Steps {
 }
 
 /// The namespace of the restored container. Under `handoff` no process of the container need be in it.
-fn netns(container: &Container, init_pid: i32) -> Result<PathBuf> {
+pub(super) fn netns(container: &Container, init_pid: i32) -> Result<PathBuf> {
     match container.manager.engine() {
         socket::Engine::Criu => Ok(Path::new("/proc").join(init_pid.to_string()).join("ns/net")),
         socket::Engine::Handoff => container

@@ -1,7 +1,7 @@
 //! The order at an opening, in a handle that outlives the borrow of its gate.
 use std::sync::{Arc, atomic::Ordering};
 
-use netmig_common::{DONE, Mode, REDIRECTED};
+use netmig_common::{DONE, Mode, OWNED, REDIRECTED};
 
 use crate::gate::{Error, shared::Shared, word::Word};
 
@@ -23,6 +23,17 @@ impl Order {
     /// As [`Gate::done`](crate::gate::Gate::done).
     pub fn done(&self, packets: u64) {
         self.counts.counts()[DONE as usize].fetch_add(packets, Ordering::SeqCst);
+    }
+
+    /// `packets` more are owned: their payload is about to be acknowledged.
+    pub fn own(&self, packets: u64) {
+        self.counts.counts()[OWNED as usize].fetch_add(packets, Ordering::SeqCst);
+    }
+
+    /// How many packets are owned, also by an agent that is gone.
+    #[must_use]
+    pub fn owned(&self) -> u64 {
+        self.counts.counts()[OWNED as usize].load(Ordering::SeqCst)
     }
 
     /// As [`Gate::pending`](crate::gate::Gate::pending).

@@ -96,6 +96,12 @@ impl Queue {
         self.bytes
     }
 
+    /// Half of what it takes, or more, is in it.
+    #[must_use]
+    pub fn is_half_full(&self) -> bool {
+        self.bytes >= self.limit.bytes / 2 || self.packets.len() >= self.limit.packets / 2
+    }
+
     /// Packets that did not fit.
     #[must_use]
     pub fn dropped(&self) -> Counts {

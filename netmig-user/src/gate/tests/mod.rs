@@ -1,6 +1,7 @@
 //! Tests that need a kernel, and root: each has namespaces and a bpffs of its own.
 mod drain;
 mod hold;
+mod keeper;
 mod lab;
 mod links;
 mod live;

@@ -1,3 +1,5 @@
 //! Version 1 of the image.
+pub mod conntrack;
+pub mod filter;
 pub mod net;
 pub mod sock;

@@ -2,11 +2,15 @@
 //!
 //! Numbers that rtnetlink defines (flags, scopes, protocols, tables, types) are kept as the kernel's own values; what names another
 //! object of the same namespace (a link) names it by its name, so that nothing depends on an index of one host.
+use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-use std::{fmt, net::IpAddr, str::FromStr};
+
+use super::filter::Filters;
 
 /// The network of one namespace. Two dumps of equal namespaces are equal, except for what counts down ([`Network::timeless`]).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Network {
     /// Links by index, `lo` first.
     pub links: Vec<Link>,
@@ -20,6 +24,9 @@ pub struct Network {
     pub neighbours: Vec<Neighbour>,
     /// Sysctls under net/ that differ from a fresh namespace's, or that a fresh namespace takes from its host; sorted by path.
     pub sysctls: Vec<Sysctl>,
+    /// Packet filters.
+    #[serde(default)]
+    pub filters: Filters,
     /// What the dump has seen and cannot carry, in words for the report. Each names its object.
     pub not_carried: Vec<String>,
 }
@@ -114,8 +121,20 @@ impl<'de> Deserialize<'de> for Mac {
     }
 }
 
+impl JsonSchema for Mac {
+    fn schema_name() -> Cow<'static, str> {
+        "Mac".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "pattern": "^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$"})
+    }
+}
+
 /// An address and the number of its leading bits that count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub struct Prefix {
     /// Address.
     pub address: IpAddr,
@@ -145,7 +164,9 @@ impl fmt::Display for Prefix {
 }
 
 /// IPv4 or IPv6.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
     /// AF_INET.
@@ -155,7 +176,7 @@ pub enum Family {
 }
 
 /// What kind of device a link is, as seen from inside.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkKind {
     /// `lo`.
@@ -178,6 +199,20 @@ pub enum LinkKind {
     },
     /// A device without another end.
     Dummy,
+    /// One end of a pair whose other end is in the namespace too.
+    Pair {
+        /// Name of the other end.
+        other: String,
+    },
+    /// A device that lives in the namespace alone: bridge, vlan, vxlan, vrf, ifb.
+    Virtual {
+        /// rtnetlink's kind.
+        kind: String,
+        /// Name of the link that it lies on, if it lies on one.
+        parent: Option<String>,
+        /// Its settings, by the number that they have among the attributes of the kind.
+        settings: Vec<Setting>,
+    },
     /// Anything else: rtnetlink's kind, `physical` where it has none.
     Other(String),
 }
@@ -190,13 +225,24 @@ impl fmt::Display for LinkKind {
             Self::Macvlan { .. } => "macvlan",
             Self::Ipvlan { .. } => "ipvlan",
             Self::Dummy => "dummy",
+            Self::Pair { .. } => "veth",
+            Self::Virtual { kind, .. } => kind,
             Self::Other(kind) => kind,
         })
     }
 }
 
+/// A setting of a link, as the kernel writes and reads it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Setting {
+    /// IFLA_*: its number.
+    pub number: u16,
+    /// Its bytes; numbers are in the order of the architecture, which both hosts have in common.
+    pub value: Vec<u8>,
+}
+
 /// One link.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Link {
     /// Name inside the namespace.
     pub name: String,
@@ -214,6 +260,8 @@ pub struct Link {
     pub txqueuelen: u32,
     /// Interface group.
     pub group: u32,
+    /// Name of the bridge or VRF of the namespace that it is enslaved to.
+    pub master: Option<String>,
     /// Largest GSO packet in bytes, if it was lowered or raised from the kernel's 65536.
     pub gso_max_size: Option<u32>,
     /// Most segments of a GSO packet, if changed from the kernel's 65535.
@@ -237,7 +285,7 @@ impl Link {
 }
 
 /// One address of a link.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Address {
     /// Name of the link.
     pub link: String,
@@ -264,7 +312,7 @@ pub struct Address {
 }
 
 /// One route.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Route {
     /// IPv4 or IPv6.
     pub family: Family,
@@ -312,7 +360,7 @@ impl fmt::Display for Route {
 }
 
 /// A route's metric (RTAX_*).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Metric {
     /// RTAX_* number.
     pub kind: u16,
@@ -321,7 +369,7 @@ pub struct Metric {
 }
 
 /// Value of a [`Metric`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MetricValue {
     /// Everything but RTAX_CC_ALGO.
@@ -331,7 +379,7 @@ pub enum MetricValue {
 }
 
 /// One way that a route leads.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NextHop {
     /// Name of the link.
     pub link: Option<String>,
@@ -346,7 +394,7 @@ pub struct NextHop {
 }
 
 /// One policy rule.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rule {
     /// IPv4 or IPv6.
     pub family: Family,
@@ -378,6 +426,16 @@ pub struct Rule {
     pub sports: Option<(u16, u16)>,
     /// First and last destination port.
     pub dports: Option<(u16, u16)>,
+    /// Bits of the source port that count, if not all (Linux 6.15).
+    pub sport_mask: Option<u16>,
+    /// Bits of the destination port that count, if not all (Linux 6.15).
+    pub dport_mask: Option<u16>,
+    /// DSCP (Linux 6.14).
+    pub dscp: Option<u8>,
+    /// Bits of the DSCP that count, if not all six (Linux 6.15).
+    pub dscp_mask: Option<u8>,
+    /// IPv6 flow label and mask (Linux 6.14).
+    pub flowlabel: Option<(u32, u32)>,
     /// Priority of the rule that FR_ACT_GOTO leads to.
     pub goto: Option<u32>,
     /// Routes with a shorter or equal prefix are ignored.
@@ -408,7 +466,7 @@ impl fmt::Display for Rule {
 }
 
 /// A permanent neighbour, or an address that the namespace answers for (proxy).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct Neighbour {
     /// Link; none for a proxy entry of every link.
     pub link: Option<String>,
@@ -423,7 +481,7 @@ pub struct Neighbour {
 }
 
 /// One sysctl.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct Sysctl {
     /// Path below net/, e.g. `ipv4/conf/eth0/rp_filter`.
     pub path: String,

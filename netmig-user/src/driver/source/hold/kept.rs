@@ -1,7 +1,8 @@
 //! What the source has held, and what of it goes out next.
 use netmig_core::frame::{Frame, HELD_LIMIT, Held, HeldPacket, HoldDone, HoldMark, HoldPoint};
 
-use crate::gate::hold::{Counts, Limit, Queue, in_words};
+use super::keeping::Keeping;
+use crate::gate::hold::{Counts, Limit, Packet, Queue, in_words};
 
 /// What was held, and how far it is on its way.
 pub(super) struct Kept {
@@ -25,6 +26,12 @@ pub(super) struct Kept {
     pub(super) account: Option<HoldDone>,
     pub(super) local_replayed: u64,
     pub(super) local_dropped: Counts,
+    /// The keeper, from the first look at the sockets on.
+    pub(super) keeping: Option<Keeping>,
+    /// What it did, once it is gone: answers, packets owned.
+    kept_before: (u64, u64),
+    /// Packets that the target has stored; none until it has said that it stores any.
+    pub(super) stored: Option<u64>,
 }
 
 /// Whether the end is said.
@@ -58,12 +65,51 @@ impl Kept {
             account: None,
             local_replayed: 0,
             local_dropped: Counts::default(),
+            keeping: None,
+            kept_before: (0, 0),
+            stored: None,
         }
+    }
+
+    /// A packet was read; false if it did not fit.
+    pub(super) fn hold(&mut self, link: u16, packet: Packet) -> bool {
+        self.read += 1;
+        if !self.queue.push(link, packet.clone()) {
+            return false;
+        }
+        // Here the queue loses nothing: its length is the place.
+        let place = self.queue.len() as u64;
+        // Without a target that stores it, nothing more is promised.
+        if let Some(keeping) = self.keeping.as_mut().filter(|_| self.stored.is_some()) {
+            keeping.take(link, &packet, place);
+        }
+        true
+    }
+
+    /// The keeper with all that it has promised; it promises nothing more.
+    pub(super) fn end_keeping(&mut self) -> Option<Keeping> {
+        let mut keeping = self.keeping.take()?;
+        keeping.seal();
+        self.kept_before = (keeping.answered, keeping.owned());
+        Some(keeping)
+    }
+
+    /// Answers sent.
+    pub(super) fn answered(&self) -> u64 {
+        let now = self.keeping.as_ref().map_or(0, |k| k.answered);
+        self.kept_before.0 + now
+    }
+
+    /// Packets owned.
+    pub(super) fn owned(&self) -> u64 {
+        let now = self.keeping.as_ref().map_or(0, Keeping::owned);
+        self.kept_before.1 + now
     }
 
     /// The connection is gone. True if another one may be opened, on which everything goes out once more.
     pub(super) fn down(&mut self) -> bool {
         self.up = false;
+        self.stored = None;
         let again = !self.granted && !self.local;
         if again {
             self.shipped = 0;
@@ -147,7 +193,6 @@ pub(super) fn told(account: &HoldDone, sent: u64) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gate::hold::Packet;
 
     fn kept(packets: usize, length: usize) -> Kept {
         let mut kept = Kept::new(Limit::default());

@@ -1,9 +1,11 @@
 //! What has come to the target's hold: from the source, and directly.
-use std::collections::VecDeque;
+use std::{collections::VecDeque, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
+use netmig_common::Protocol;
 use netmig_core::frame::{Frame, Held, HoldBegin, HoldDone, HoldMark, HoldPoint};
 
+use super::super::super::hold::Store;
 use crate::gate::hold::{Counts, Limit, Packet, Queue};
 
 /// The largest hold that a source may ask for, in bytes.
@@ -30,11 +32,16 @@ pub(super) struct Inbox {
     /// Everything that has come is delivered.
     pub(super) idle: bool,
     pub(super) done: HoldDone,
+    /// Where TCP packets are stored for another agent, until the opening.
+    file: PathBuf,
+    store: Option<Store>,
+    /// How many are stored, if the source is to hear it.
+    stored: Option<u64>,
 }
 
 impl Inbox {
-    /// Nothing yet.
-    pub(super) fn new() -> Self {
+    /// Nothing yet; what comes is stored in `file`.
+    pub(super) fn new(file: PathBuf) -> Self {
         Self {
             shipped: Queue::new(Limit::of_bytes(0)),
             direct: VecDeque::new(),
@@ -46,6 +53,9 @@ impl Inbox {
             to_say: false,
             idle: false,
             done: HoldDone::default(),
+            file,
+            store: None,
+            stored: None,
         }
     }
 
@@ -57,6 +67,10 @@ impl Inbox {
         self.connection += 1;
         self.begun = None;
         self.done = HoldDone::default();
+        self.stored = None;
+        let file = &self.file;
+        self.store =
+            Some(Store::create(file).with_context(|| format!("making {}", file.display()))?);
         Ok(self.connection)
     }
 
@@ -72,6 +86,7 @@ impl Inbox {
                 }
                 self.shipped = Queue::new(Limit::of_bytes(begin.limit));
                 self.begun = Some(begin);
+                self.stored = Some(0);
             }
             Frame::Held(held) if self.begun.is_some() && !self.ended => self.hold(held)?,
             Frame::HoldMark(mark) => self.mark(mark)?,
@@ -81,13 +96,25 @@ impl Inbox {
     }
 
     fn hold(&mut self, held: Held) -> Result<()> {
+        let mut tcp = Vec::new();
+        let mut whole = true;
         for packet in held.packets {
             self.done.received += 1;
             let link = packet.link;
-            self.shipped.push(
-                link,
-                Packet::from_bytes(packet.data).context("a held packet")?,
-            );
+            let packet = Packet::from_bytes(packet.data).context("a held packet")?;
+            if packet.parse().protocol == Protocol::Tcp {
+                tcp.push((link, packet.clone()));
+            }
+            whole &= self.shipped.push(link, packet);
+        }
+        if let Some(store) = self.store.as_mut().filter(|_| whole && !self.open) {
+            store
+                .append(&tcp)
+                .with_context(|| format!("writing {}", self.file.display()))?;
+            self.stored = Some(self.done.received);
+        } else {
+            // What comes behind a gap, or when it is too late, is not said to be stored.
+            self.store = None;
         }
         Ok(())
     }
@@ -103,6 +130,7 @@ impl Inbox {
         match mark.point {
             HoldPoint::Announced => self.announced = true,
             HoldPoint::Ended => (self.announced, self.ended) = (true, true),
+            HoldPoint::Stored => bail!("a mark that only a target sets"),
         }
         Ok(())
     }
@@ -116,6 +144,12 @@ impl Inbox {
             return Some(Frame::HoldMark(HoldMark {
                 point: HoldPoint::Announced,
                 packets: 0,
+            }));
+        }
+        if let Some(packets) = self.stored.take() {
+            return Some(Frame::HoldMark(HoldMark {
+                point: HoldPoint::Stored,
+                packets,
             }));
         }
         (self.ended && self.idle && self.shipped.is_empty()).then_some(Frame::HoldDone(self.done))
@@ -157,7 +191,8 @@ mod tests {
 
     #[test]
     fn a_second_connection_begins_anew_before_the_opening_alone() -> Result<()> {
-        let mut inbox = Inbox::new();
+        let directory = tempfile::tempdir()?;
+        let mut inbox = Inbox::new(directory.path().join("owned"));
         let first = inbox.connect()?;
         inbox.take(first, begin(1 << 20))?;
         inbox.take(first, held(5, 100))?;
@@ -173,7 +208,8 @@ mod tests {
 
     #[test]
     fn what_is_out_of_order_is_refused() -> Result<()> {
-        let mut inbox = Inbox::new();
+        let directory = tempfile::tempdir()?;
+        let mut inbox = Inbox::new(directory.path().join("owned"));
         let only = inbox.connect()?;
         assert!(inbox.take(only, held(1, 100)).is_err(), "not begun");
         assert!(inbox.take(only, begin(u64::MAX)).is_err(), "too large");
@@ -189,11 +225,61 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_to_be_stored_is_in_the_file() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let file = directory.path().join("owned");
+        let mut segment = vec![0; 10];
+        etherparse::PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([192, 0, 2, 1], [192, 0, 2, 10], 64)
+            .tcp(1, 2, 3, 4)
+            .write(&mut segment, b"promised")?;
+        let segment = HeldPacket {
+            link: 7,
+            data: segment.into(),
+        };
+        let both = || {
+            let other = HeldPacket {
+                link: 1,
+                data: vec![0; 100].into(),
+            };
+            Frame::Held(Held {
+                packets: vec![other, segment.clone()],
+            })
+        };
+        let mut inbox = Inbox::new(file.clone());
+        let first = inbox.connect()?;
+        inbox.take(first, begin(400))?;
+        assert_eq!(inbox.say(first), Some(mark(HoldPoint::Stored, 0)));
+        inbox.take(first, both())?;
+        assert_eq!(inbox.say(first), Some(mark(HoldPoint::Stored, 2)));
+        let stored = Store::read(&file)?;
+        assert_eq!(stored.len(), 1, "datagrams are promised to nobody");
+        assert_eq!(
+            (stored[0].0, stored[0].1.to_bytes()),
+            (7, segment.data.clone())
+        );
+        let second = inbox.connect()?;
+        assert!(Store::read(&file)?.is_empty(), "everything comes once more");
+        inbox.take(second, begin(400))?;
+        inbox.take(second, both())?;
+        inbox.take(second, both())?;
+        assert_eq!(inbox.say(second), Some(mark(HoldPoint::Stored, 4)));
+        inbox.take(second, both())?;
+        assert_eq!(inbox.say(second), None, "one did not fit");
+        inbox.take(second, held(0, 0))?;
+        assert_eq!(inbox.say(second), None, "nor is what comes behind it");
+        Ok(())
+    }
+
+    #[test]
     fn the_account_waits_for_the_end_and_the_delivery() -> Result<()> {
-        let mut inbox = Inbox::new();
+        let directory = tempfile::tempdir()?;
+        let mut inbox = Inbox::new(directory.path().join("owned"));
         let only = inbox.connect()?;
         inbox.take(only, begin(250))?;
-        inbox.take(only, held(3, 100))?;
+        inbox.take(only, held(2, 100))?;
+        assert_eq!(inbox.say(only), Some(mark(HoldPoint::Stored, 2)));
+        inbox.take(only, held(1, 100))?;
         inbox.to_say = true;
         assert_eq!(inbox.say(only), Some(mark(HoldPoint::Announced, 0)));
         inbox.take(only, mark(HoldPoint::Announced, 3))?;

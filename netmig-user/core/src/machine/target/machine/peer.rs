@@ -35,7 +35,7 @@ impl Machine {
             }
             // A round's end changes nothing here: files and pages are where they belong already.
             ToTarget::Freezing if self.state == State::Receiving => self.push(Action::Warm),
-            ToTarget::Sockets(_) if self.state == State::Receiving => {
+            ToTarget::Sockets(_) | ToTarget::Remembered(_) if self.state == State::Receiving => {
                 self.push(Action::Store(Box::new(message)))
             }
             ToTarget::Dumped { files, bytes } if self.state == State::Receiving => {
@@ -61,6 +61,7 @@ impl Machine {
             | ToTarget::Round(_)
             | ToTarget::Freezing
             | ToTarget::Sockets(_)
+            | ToTarget::Remembered(_)
             | ToTarget::Dumped { .. }
             | ToTarget::Grant(_) => {}
         }

@@ -1,0 +1,235 @@
+//! The keeper at the source: begun when the gate has closed, sealed before the grant; what it has promised outlives the agent.
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::PathBuf,
+    sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use netmig_core::{image::v1::sock::Sockets, socket::Engine};
+use tracing::{info, warn};
+
+use super::{
+    super::hold::{self, Delivery, Promised, Store},
+    steps::Steps,
+};
+use crate::{
+    agent::paths,
+    engine::task,
+    gate::Gate,
+    net,
+    sock::{self, Live},
+};
+
+/// When the sockets are read after the closing: at once, and when what had passed the gate before has been delivered, even on a busy machine.
+const LOOKS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(10)];
+
+impl Steps {
+    /// Answers the peers from now on, beside what follows: whatever fails here, the move goes on without it.
+    pub(super) fn keep(self: &Arc<Self>) {
+        let steps = self.clone();
+        let closed = Instant::now();
+        thread::spawn(move || {
+            for (look, wait) in LOOKS.into_iter().enumerate() {
+                thread::sleep(wait);
+                match steps.look(look == 0, closed) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(e) => {
+                        warn!(mv = %steps.id, "peers are not answered: {e:#}");
+                        break;
+                    }
+                }
+            }
+            if let Err(e) = steps.calm() {
+                warn!(mv = %steps.id, "connections of the container may give up in a long blackout: {e:#}");
+            }
+        });
+    }
+
+    /// Whether peers can be answered in the blackout.
+    pub(super) fn can_keep(&self) -> Result<bool> {
+        // Under `handoff` nobody has named the holder of the sockets when the gate closes.
+        let criu = self.container()?.manager.engine() == Engine::Criu;
+        let state = self.state();
+        Ok(criu && state.hold.as_ref().is_some_and(|hold| hold.can_keep()))
+    }
+
+    /// False if there is nothing to look at any more.
+    fn look(&self, first: bool, closed: Instant) -> Result<bool> {
+        let container = self.container()?;
+        let netns = self.netns()?;
+        let hold = self.state().hold.clone();
+        let Some(hold) = hold.filter(|_| self.can_keep().unwrap_or(false)) else {
+            return Ok(false);
+        };
+        let alone = self.reading();
+        // The dump says more, and after the end of the blackout the tasks run.
+        if self.over.load(Ordering::SeqCst) || self.state().kept.is_some() {
+            return Ok(false);
+        }
+        let begun = Instant::now();
+        let live = sock::live(&netns, &task::tasks(container.init_pid)?)?;
+        drop(alone);
+        if !first {
+            hold.keep_again(&live, false);
+            return Ok(true);
+        }
+        let state = self.state();
+        let gate = state.gate.as_ref().context("no gate stands")?;
+        let connections = live.len();
+        let took = begun.elapsed();
+        hold.keep(gate, live, &self.owned())?;
+        info!(mv = %self.id, connections, ?took, after = ?closed.elapsed(), "peers are answered");
+        Ok(true)
+    }
+
+    /// The sockets as they were dumped: nothing is on its way to them any more.
+    pub(super) fn keep_dumped(&self, sockets: &Sockets) {
+        let hold = self.state().hold.clone();
+        if let Some(hold) = hold {
+            let live: Vec<_> = sockets.tcp.iter().filter_map(Live::of).collect();
+            hold.keep_again(&live, true);
+        }
+    }
+
+    /// Switches off the timers by which the container's own connections would give up, and remembers them first.
+    fn calm(&self) -> Result<()> {
+        let container = self.container()?;
+        if container.manager.engine() != Engine::Criu {
+            return Ok(());
+        }
+        let netns = self.netns()?;
+        let _alone = self.reading();
+        if self.over.load(Ordering::SeqCst) || self.state().kept.is_some() {
+            return Ok(());
+        }
+        let pids = task::tasks(container.init_pid)?;
+        let timers = sock::timers(&netns, &pids)?;
+        if timers.is_empty() {
+            return Ok(());
+        }
+        let path = self.timers();
+        fs::write(&path, serde_json::to_vec(&timers)?)
+            .with_context(|| format!("writing {}", path.display()))?;
+        sock::calm(&netns, &pids, &timers)?;
+        self.state().calmed = timers;
+        Ok(())
+    }
+
+    /// Puts into the image what was switched off before it was made.
+    pub(super) fn as_calmed(&self, sockets: &mut Sockets) {
+        let calmed: HashMap<_, _> = self
+            .state()
+            .calmed
+            .iter()
+            .map(|timers| (hold::key(timers.local, timers.peer), *timers))
+            .collect();
+        for tcp in &mut sockets.tcp {
+            if let Some(timers) = calmed.get(&hold::key(tcp.local, tcp.peer)) {
+                timers.put_back(&mut tcp.common);
+            }
+        }
+    }
+
+    /// The container stays, and the gate is open: timers are what they were, also where an earlier agent has switched them off. If its tasks
+    /// are `stopped` still, its connections send again what the closed gate has dropped. What failed, in words.
+    pub(super) fn wake(&self, stopped: bool) -> Vec<String> {
+        let (Ok(container), Ok(netns)) = (self.container(), self.netns()) else {
+            return Vec::new();
+        };
+        let pids = match task::tasks(container.init_pid) {
+            Ok(pids) => pids,
+            Err(e) => return vec![e.to_string()],
+        };
+        let mut left = Vec::new();
+        if stopped {
+            let (_, failed) = sock::resend(&netns, &pids);
+            left.extend(failed.iter().map(ToString::to_string));
+        }
+        let path = self.timers();
+        let roused = match fs::read(&path) {
+            // It was never closed, or has no such timers.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e.into()),
+            Ok(bytes) => serde_json::from_slice::<Vec<sock::Calmed>>(&bytes)
+                .map_err(anyhow::Error::from)
+                .and_then(|timers| Ok(sock::rouse(&netns, &pids, &timers)?)),
+        };
+        if let Err(e) = roused.with_context(|| format!("timers as of {}", path.display())) {
+            left.push(format!("{e:#}"));
+        }
+        left
+    }
+
+    /// Where the timers lie that are off.
+    fn timers(&self) -> PathBuf {
+        paths::run(self.id).join("timers")
+    }
+
+    /// The right to put the container's sockets into repair.
+    pub(super) fn reading(&self) -> MutexGuard<'_, ()> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where packets lie that peers think delivered.
+    pub(super) fn owned(&self) -> PathBuf {
+        paths::run(self.id).join("owned")
+    }
+
+    /// All that was promised is delivered.
+    pub(super) fn remove_owned(&self) -> Option<String> {
+        let path = self.owned();
+        let removed = Store::remove(&path);
+        Some(format!("removing {}: {}", path.display(), removed.err()?))
+    }
+
+    /// Delivers what an earlier agent had promised and this one has not held, past a gate that passes. What failed, in words.
+    pub(super) fn deliver_stored(&self, gate: &Gate) -> Vec<String> {
+        let path = self.owned();
+        // The file goes before the tasks may run: they must not find a socket in repair.
+        let delivered = Store::read(&path)
+            .with_context(|| format!("reading {}", path.display()))
+            .and_then(|packets| {
+                if packets.is_empty() {
+                    return Ok(Vec::new());
+                }
+                self.deliver_packets(gate, packets)
+            });
+        match delivered {
+            Ok(left) => left,
+            Err(e) => vec![format!(
+                "peers' data was acknowledged and not delivered: {e:#}"
+            )],
+        }
+    }
+
+    fn deliver_packets(
+        &self,
+        gate: &Gate,
+        packets: Vec<(u16, crate::gate::hold::Packet)>,
+    ) -> Result<Vec<String>> {
+        let container = self.container()?;
+        let netns = self.netns()?;
+        let pids = task::tasks(container.init_pid)?;
+        let links = net::links(&netns)?;
+        let network = self.state().network.clone().unwrap_or_default();
+        let points: Vec<_> = gate.points().cloned().collect();
+        let places = hold::places(&links, &network, &points);
+        let injectors = hold::injectors(places.iter().map(|(link, point)| (*link, point)))?;
+        let mut delivery = Delivery::new(injectors, gate.order(), &netns);
+        let live = sock::live(&netns, &pids)?;
+        info!(mv = %self.id, packets = packets.len(), "delivering what an earlier agent has acknowledged");
+        let mut promised = Promised::of(&live, packets.iter().cloned(), &netns, pids);
+        let mut left = promised.make_room();
+        for (link, packet) in packets {
+            delivery.give(link, packet, false);
+        }
+        left.extend(promised.keep(&mut delivery));
+        left.extend(self.remove_owned());
+        Ok(left)
+    }
+}

@@ -1,0 +1,69 @@
+//! What the network remembers of the traffic: counters and sets of packet filters, tracked connections. Made beside the engine's restore.
+use std::{thread, time::Instant};
+
+use anyhow::{Context, Result, anyhow};
+use netmig_core::image::v1::conntrack::{Connection, Remembered};
+use tracing::debug;
+
+use super::steps::Steps;
+use crate::{
+    net::{self, conntrack, filter},
+    sys::netns::within,
+};
+
+impl Steps {
+    /// Begins to make it behind the closed gate; [`Steps::traffic_remembered`] waits for the end.
+    pub(super) fn remember_traffic(&self, remembered: Remembered) {
+        let mut state = self.state();
+        let netns = state.netns.clone();
+        state.tracked.clone_from(&remembered.host);
+        let connections = remembered.connections.iter();
+        state.translated = connections.flat_map(Connection::translated).collect();
+        state.remembering = Some(thread::spawn(move || {
+            let netns = netns.context("the container's network has not been made")?;
+            let mut warnings = within(&netns, || {
+                let mut warnings = match &remembered.filters {
+                    Some(filters) => filter::converge(filters)?,
+                    None => Vec::new(),
+                };
+                // Behind the filters: what translates and labels is there by then.
+                warnings.extend(conntrack::insert(&remembered.connections)?);
+                Ok::<_, net::Error>(warnings)
+            })?;
+            warnings.extend(conntrack::insert(&remembered.host)?);
+            Ok(warnings)
+        }));
+    }
+
+    /// Waits until it is made, if there is any.
+    pub(super) fn traffic_remembered(&self) -> Result<()> {
+        let Some(thread) = self.state().remembering.take() else {
+            return Ok(());
+        };
+        let began = Instant::now();
+        let warnings = thread
+            .join()
+            .map_err(|_| anyhow!("the thread that makes filters and tracked connections panicked"))?
+            .context("making what the network remembers of the traffic")?;
+        debug!(mv = %self.id, waited = ?began.elapsed(), "filters and tracked connections made");
+        self.state().warnings.extend(warnings);
+        Ok(())
+    }
+
+    /// This host forgets again what it was told to track. What could not be removed, in words.
+    pub(super) fn forget_traffic(&self) -> Vec<String> {
+        // A thread that is still at it would make it anew.
+        let mut left: Vec<_> = self
+            .traffic_remembered()
+            .err()
+            .map(|e| format!("{e:#}"))
+            .into_iter()
+            .collect();
+        let tracked = std::mem::take(&mut self.state().tracked);
+        match conntrack::forget(&tracked) {
+            Ok(still) => left.extend(still),
+            Err(e) => left.push(e.to_string()),
+        }
+        left
+    }
+}

@@ -1,0 +1,140 @@
+//! A network as a JSON document, for people and programs: `netmig.net/1`.
+use std::path::Path;
+
+use netmig_core::{
+    id::MoveId,
+    image::v1::{conntrack::Connection, net::Network},
+    proto::Attach,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Created, Error, conntrack, create, snapshot, topology};
+use crate::sys::netns::within;
+
+/// Name and version of the document's form.
+pub const SCHEMA: &str = "netmig.net/1";
+
+/// The whole network of a namespace, and where its links hang on the host that it was read on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Document {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// For each link that has one its bridge or parent device on the host.
+    #[serde(default)]
+    pub attach: Vec<Attach>,
+    /// The network itself.
+    pub network: Network,
+    /// Connections that the namespace tracks, if they were asked for.
+    #[serde(default)]
+    pub connections: Vec<Connection>,
+}
+
+/// Why a document cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadDocument {
+    /// It is not JSON of this form.
+    #[error("{name} is no {SCHEMA} document: {cause}")]
+    Form {
+        /// Where it came from.
+        name: String,
+        /// What is wrong, and where in it.
+        cause: serde_json::Error,
+    },
+    /// It is of another form or version.
+    #[error(
+        "{name} says that it is {found:?}, this netmig-user reads {SCHEMA}; dump it again with this version"
+    )]
+    Schema {
+        /// Where it came from.
+        name: String,
+        /// What it says.
+        found: String,
+    },
+}
+
+impl Document {
+    /// Reads the network of the namespace at `netns`, and what it tracks if `connections`.
+    ///
+    /// # Errors
+    /// If the namespace cannot be entered, or one of its tables not be read.
+    pub fn dump(netns: &Path, connections: bool) -> Result<Self, Error> {
+        let attach = topology::links(netns)?
+            .iter()
+            .filter_map(|link| {
+                Some(Attach {
+                    link: link.name.clone(),
+                    parent: link.parent()?.to_owned(),
+                })
+            })
+            .collect();
+        Ok(Self {
+            schema: SCHEMA.to_owned(),
+            attach,
+            network: snapshot(netns)?,
+            connections: if connections {
+                within(netns, conntrack::dump)?
+            } else {
+                Vec::new()
+            },
+        })
+    }
+
+    /// Parses one; `name` says where it came from, for the error.
+    ///
+    /// # Errors
+    /// If it is not of this form and version.
+    pub fn parse(text: &str, name: &str) -> Result<Self, BadDocument> {
+        #[derive(Deserialize)]
+        struct Head {
+            schema: String,
+        }
+        let form = |cause| BadDocument::Form {
+            name: name.to_owned(),
+            cause,
+        };
+        let head: Head = serde_json::from_str(text).map_err(form)?;
+        if head.schema != SCHEMA {
+            return Err(BadDocument::Schema {
+                name: name.to_owned(),
+                found: head.schema,
+            });
+        }
+        serde_json::from_str(text).map_err(form)
+    }
+
+    /// Makes the network in the namespace at `netns`, which is made too if it is not there. Links are attached as `attach` says, others as
+    /// the document says. Their ends on the host carry `tag` in their names.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] before anything is made; else the step that failed, everything having been undone.
+    pub fn restore(&self, netns: &Path, attach: &[Attach], tag: MoveId) -> Result<Created, Error> {
+        let attach = self.attached(attach);
+        let mut created = create(netns, &self.network, &attach, tag, &mut |_| Ok(()))?;
+        let failed = within(netns, || conntrack::insert(&self.connections))?;
+        created.warnings.extend(failed);
+        Ok(created)
+    }
+
+    /// What speaks against a restore, without making anything.
+    ///
+    /// # Errors
+    /// If the host's own links cannot be read.
+    pub fn objections(
+        &self,
+        netns: &Path,
+        attach: &[Attach],
+        tag: MoveId,
+    ) -> Result<super::check::Found, Error> {
+        super::objections(netns, &self.network, &self.attached(attach), tag)
+    }
+
+    fn attached(&self, instead: &[Attach]) -> Vec<Attach> {
+        let theirs = self
+            .attach
+            .iter()
+            .filter(|a| instead.iter().all(|i| i.link != a.link));
+        theirs.chain(instead).cloned().collect()
+    }
+}

@@ -1,0 +1,157 @@
+//! Tracked connections come back as they were, and what they translate goes on.
+use std::{
+    net::{IpAddr, UdpSocket},
+    time::Duration,
+};
+
+use netmig_core::image::v1::conntrack::{Adjustment, Connection, Key};
+use netmig_user::net::conntrack::{dump, forget, insert, passing};
+
+use crate::world::{container, on, segment, sh, world};
+
+/// Everything that an entry can have; conntrack makes what no traffic would show.
+const ENTRIES: &str = "
+    nft 'table inet t { chain c { type filter hook output priority 0; udp dport 9999 ct label set 5; }; }'
+    c() { conntrack -I \"$@\" 2>/dev/null; }
+    c -p tcp -s 10.0.0.1 -d 10.0.0.2 --sport 1000 --dport 80 --state ESTABLISHED -u ASSURED,SEEN_REPLY -t 400000 -m 7
+    c -p tcp -s 10.0.0.1 -d 10.0.0.2 --sport 1002 --dport 80 --state ESTABLISHED -t 300 -n 192.0.2.1:5000
+    c -p tcp -s 10.0.0.1 -d 10.0.0.2 --sport 1003 --dport 80 --state ESTABLISHED -t 300 -g 192.0.2.2:8080
+    c -p udp -s 10.0.0.1 -d 10.0.0.2 --sport 53 --dport 5353 -t 100 -u SEEN_REPLY -w 9
+    c -p icmp -s 10.0.0.1 -d 10.0.0.2 --icmp-type 8 --icmp-code 0 --icmp-id 77 -t 20";
+
+#[test]
+fn entries_of_every_kind() {
+    world(|| {
+        sh("ip netns add src; ip netns add dst");
+        on("src", || sh(ENTRIES));
+        let timeless = |name: &str| {
+            let mut all = on(name, dump).unwrap();
+            for c in &mut all {
+                assert!(c.timeout > 0, "{c:?}");
+                c.timeout = 0;
+            }
+            all
+        };
+        // conntrack gives no label and no adjustment to what it makes, and makes nothing of IPv6.
+        let by_tool = on("src", dump).unwrap();
+        let v6 = |mut c: Connection| {
+            for tuple in [&mut c.original, &mut c.reply] {
+                for address in [&mut tuple.source, &mut tuple.destination] {
+                    let IpAddr::V4(v4) = *address else { continue };
+                    *address = format!("2001:db8::{v4}").parse().unwrap();
+                }
+            }
+            c
+        };
+        let others: Vec<_> = by_tool
+            .iter()
+            .filter(|c| c.tcp.is_some())
+            .cloned()
+            .map(v6)
+            .collect();
+        assert_eq!(on("src", || insert(&others)).unwrap(), [] as [&str; 0]);
+        let mut one = by_tool.into_iter().find(|c| c.mark == 7).unwrap();
+        let other = |key: &mut Key| {
+            if let Key::Ports {
+                source,
+                destination,
+            } = key
+            {
+                (*source, *destination) = (*source ^ 4096, *destination ^ 4096);
+            }
+        };
+        other(&mut one.original.key);
+        other(&mut one.reply.key);
+        one.labels = vec![1 << 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        one.adjusted = (
+            Some(Adjustment {
+                position: 99,
+                before: 4,
+                after: 9,
+            }),
+            Some(Adjustment {
+                position: 98,
+                before: u32::MAX,
+                after: 1,
+            }),
+        );
+        assert_eq!(
+            on("src", || insert(&[one.clone()])).unwrap(),
+            [] as [&str; 0]
+        );
+        let made = on("src", dump).unwrap();
+        let made = made.iter().find(|c| c.original == one.original).unwrap();
+        one.timeout = made.timeout;
+        assert_eq!(*made, one);
+        let found = on("src", dump).unwrap();
+        assert_eq!(found.len(), 9, "{found:#?}");
+        assert!(
+            found
+                .iter()
+                .any(|c| c.mark == 7 && c.tcp.unwrap().state == 3 && c.timeout > 399_990)
+        );
+        assert!(found.iter().any(|c| c.zone == 9));
+        on("dst", || {
+            sh("nft 'table inet t { chain c { ct label set 5; }; }'")
+        });
+        assert_eq!(on("dst", || insert(&found)).unwrap(), [] as [&str; 0]);
+        assert_eq!(timeless("dst"), timeless("src"));
+        // There already: left as they are.
+        assert_eq!(on("dst", || insert(&found)).unwrap(), [] as [&str; 0]);
+        assert_eq!(on("dst", || forget(&found)).unwrap(), [] as [&str; 0]);
+        assert_eq!(on("dst", || forget(&found)).unwrap(), [] as [&str; 0]);
+        assert_eq!(on("dst", dump).unwrap(), []);
+
+        let address = |a: &str| a.parse().unwrap();
+        let through = on("src", || passing(&[address("10.0.0.1")], &[])).unwrap();
+        assert_eq!(through.len(), 6, "{through:#?}");
+        let through = on("src", || {
+            passing(&[address("10.0.0.1")], &[address("192.0.2.1")])
+        })
+        .unwrap();
+        assert_eq!(through.len(), 5, "one ends at this host");
+    });
+}
+
+/// A container redirects port 80 to its server on 8080. Its namespace is rebuilt with the same filters and entries: the answers of the
+/// server to what comes from the old connection must leave as from port 80, by nothing but the entry.
+#[test]
+fn a_translated_flow_goes_on() {
+    world(|| {
+        segment(&["a"]);
+        container("a", "src", "02:00:00:00:00:10");
+        container("a", "peer", "02:00:00:00:00:11");
+        on("src", || {
+            sh("ip addr add 192.0.2.10/24 dev eth0
+                nft 'table ip n { chain pre { type nat hook prerouting priority dstnat; udp dport 80 redirect to :8080; }; }'")
+        });
+        on("peer", || sh("ip addr add 192.0.2.11/24 dev eth0"));
+        let server = on("src", || UdpSocket::bind("192.0.2.10:8080").unwrap());
+        let client = on("peer", || UdpSocket::bind("192.0.2.11:4000").unwrap());
+        client.connect("192.0.2.10:80").unwrap();
+        let wait = Some(Duration::from_millis(500));
+        client.set_read_timeout(wait).unwrap();
+        server.set_read_timeout(wait).unwrap();
+        client.send(b"one").unwrap();
+        let (_, from) = server.recv_from(&mut [0; 9]).unwrap();
+        server.send_to(b"two", from).unwrap();
+        client.recv(&mut [0; 9]).unwrap();
+
+        let tracked = on("src", dump).unwrap();
+        assert_eq!(tracked.len(), 1, "{tracked:#?}");
+        assert_eq!(on("src", || forget(&tracked)).unwrap(), [] as [&str; 0]);
+        server.send_to(b"lost", from).unwrap();
+        assert!(
+            client.recv(&mut [0; 9]).is_err(),
+            "without the entry it comes from port 8080"
+        );
+        // What that has made of itself goes.
+        let strange = on("src", dump).unwrap();
+        assert_eq!(on("src", || forget(&strange)).unwrap(), [] as [&str; 0]);
+        assert_eq!(on("src", || insert(&tracked)).unwrap(), [] as [&str; 0]);
+        server.send_to(b"three", from).unwrap();
+        let mut said = [0; 9];
+        let n = client.recv(&mut said).unwrap();
+        assert_eq!(&said[..n], b"three");
+    });
+}

@@ -1,0 +1,177 @@
+//! Live connections behind a closed gate: read for a keeper, calmed, given room, and woken when the container stays.
+mod sock_lab;
+
+use std::{
+    collections::HashMap,
+    io::Write as _,
+    net::TcpStream,
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use netmig_core::image::v1::sock::Endpoint;
+use netmig_user::{
+    sock::{self, Live},
+    sys::sockopt::{self, number::SO_BUF_LOCK},
+};
+use sock_lab::{Lab, Tasks, connected, expect, in_repair, owned, pattern};
+
+const UNREAD: usize = 300;
+const WRITTEN: usize = 700;
+
+/// Connections with bytes unread at the container's end and in flight from it, behind a closed gate.
+fn stopped(count: usize) -> (Lab, Tasks, Vec<TcpStream>) {
+    let lab = Lab::new();
+    let mut all: Vec<_> = (0..count)
+        .map(|i| connected(&lab, i % 2 == 1, i % 4 < 2))
+        .collect();
+    for (_, peer) in &mut all {
+        peer.write_all(&pattern(0, UNREAD)).expect("written");
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    lab.close();
+    let (own, peers): (Vec<OwnedFd>, Vec<_>) = all
+        .into_iter()
+        .map(|(mut own, peer)| {
+            own.write_all(&pattern(0, WRITTEN)).expect("written");
+            (owned(own), peer)
+        })
+        .unzip();
+    (lab, Tasks::holding(own), peers)
+}
+
+fn ends(live: &Live) -> (Endpoint, Endpoint) {
+    (live.local, live.peer)
+}
+
+#[test]
+fn what_is_read_is_what_a_dump_says() {
+    const COUNT: usize = 66;
+    let (lab, tasks, _peers) = stopped(COUNT);
+    let pids = [tasks.pid()];
+    let begun = Instant::now();
+    let live = sock::live(&lab.source.path(), &pids).expect("read");
+    println!("{COUNT} connections: {:?}", begun.elapsed());
+    assert!((0..COUNT).all(|i| !in_repair(&tasks.socket(i))));
+    let (image, _kept) = sock::dump(&lab.source.path(), &pids).expect("a dump");
+    let dumped: HashMap<_, _> = image
+        .tcp
+        .iter()
+        .filter_map(Live::of)
+        .map(|l| (ends(&l), l))
+        .collect();
+    assert_eq!((live.len(), dumped.len()), (COUNT, COUNT));
+    for live in &live {
+        let dumped = dumped[&ends(live)];
+        assert_eq!(live.received, UNREAD as u64);
+        assert_eq!(live.snd_nxt.wrapping_sub(live.snd_una), WRITTEN as u32);
+        assert!((1000..2000).contains(&live.rcv_mss), "{live:?}");
+        let (then, now) = (live.stamp.expect("a stamp"), dumped.stamp.expect("a stamp"));
+        assert!(now.wrapping_sub(then) < 10_000, "the clock goes on");
+        let same = Live {
+            stamp: dumped.stamp,
+            rcv_mss: dumped.rcv_mss,
+            received: dumped.received,
+            ..*live
+        };
+        assert_eq!(same, dumped);
+    }
+    let received = sock::received(&lab.source.path()).expect("counted");
+    assert_eq!(received.len(), COUNT);
+    assert!(received.iter().all(|(.., bytes)| *bytes == UNREAD as u64));
+}
+
+#[test]
+fn timers_are_off_and_on_again_and_an_image_has_them() {
+    let (lab, tasks, _peers) = stopped(3);
+    let (source, pids) = (lab.source.path(), [tasks.pid()]);
+    let socket = tasks.socket(1);
+    sockopt::set_int(&socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1).expect("set");
+    sockopt::set_int(&socket, libc::SOL_TCP, libc::TCP_USER_TIMEOUT, 3000).expect("set");
+    let both = || {
+        let int = |level, name| sockopt::int(&socket, level, name).expect("read");
+        (
+            int(libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+            int(libc::SOL_TCP, libc::TCP_USER_TIMEOUT),
+        )
+    };
+    let (before, _kept) = sock::dump(&source, &pids).expect("a dump");
+    let timers = sock::timers(&source, &pids).expect("read");
+    assert_eq!(timers.len(), 1);
+    sock::calm(&source, &pids, &timers).expect("calm");
+    assert_eq!(both(), (0, 0));
+    let (mut meanwhile, _kept) = sock::dump(&source, &pids).expect("a dump");
+    assert_ne!(
+        settings(&meanwhile, &timers[0]),
+        settings(&before, &timers[0])
+    );
+    for tcp in &mut meanwhile.tcp {
+        if (tcp.local.canonical(), tcp.peer.canonical()) == (timers[0].local, timers[0].peer) {
+            timers[0].put_back(&mut tcp.common);
+        }
+    }
+    assert_eq!(
+        settings(&meanwhile, &timers[0]),
+        settings(&before, &timers[0])
+    );
+    sock::rouse(&source, &pids, &timers).expect("rouse");
+    assert_eq!(both(), (1, 3000));
+}
+
+/// The options of the connection with these timers, in a fixed order.
+fn settings(
+    image: &netmig_core::image::v1::sock::Sockets,
+    of: &sock::Calmed,
+) -> Vec<(i32, i32, Vec<u8>)> {
+    let tcp = image
+        .tcp
+        .iter()
+        .find(|tcp| (tcp.local.canonical(), tcp.peer.canonical()) == (of.local, of.peer))
+        .expect("the connection");
+    let mut all: Vec<_> = tcp
+        .common
+        .settings
+        .iter()
+        .map(|set| (set.level, set.name, set.value.clone()))
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_receive_buffer_is_wide_for_a_while() {
+    let (lab, tasks, _peers) = stopped(2);
+    let (source, pids) = (lab.source.path(), [tasks.pid()]);
+    let read = |i: usize| {
+        let socket = tasks.socket(i);
+        let int = |name| sockopt::int(&socket, libc::SOL_SOCKET, name).expect("read");
+        (int(libc::SO_RCVBUF), int(SO_BUF_LOCK))
+    };
+    let before = [read(0), read(1)];
+    let live = sock::live(&source, &pids).expect("read");
+    let needs: Vec<_> = live.iter().map(|l| (l.local, l.peer, 50 << 20)).collect();
+    let (widened, failed) = sock::widen(&source, &pids, &needs);
+    assert!(failed.is_empty(), "{failed:?}");
+    for (i, before) in before.iter().enumerate() {
+        assert!(read(i).0 - before.0 >= 50 << 20, "whatever rmem_max says");
+    }
+    assert!(widened.end().is_empty());
+    assert_eq!([read(0), read(1)], before);
+}
+
+#[test]
+fn what_was_dropped_is_sent_again_without_a_timer() {
+    let (lab, tasks, mut peers) = stopped(2);
+    // By now the timers have doubled to a second and more.
+    std::thread::sleep(Duration::from_millis(1700));
+    lab.reopen();
+    let begun = Instant::now();
+    let (sent, failed) = sock::resend(&lab.source.path(), &[tasks.pid()]);
+    assert!(failed.is_empty(), "{failed:?}");
+    assert_eq!(sent, 2);
+    for peer in &mut peers {
+        expect(peer, 0, WRITTEN);
+    }
+    assert!(begun.elapsed() < Duration::from_millis(500));
+    assert!((0..2).all(|i| !in_repair(&tasks.socket(i))));
+}

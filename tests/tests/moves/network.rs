@@ -1,0 +1,167 @@
+//! A container's whole network: packet filters with what they remember, policy routing, settings.
+use std::{thread, time::Duration};
+
+use netmig_lab::{Cmd, Host, workload::Client};
+
+use crate::story::{Container, How, Story};
+
+/// A firewall that trusts its memory alone: a connection that it does not know may begin with nothing but a SYN.
+const NETWORK: &str = r#"
+    nft -f - <<'END'
+table inet firewall {
+    set seen { type ipv4_addr; flags dynamic,timeout; timeout 1h; counter; }
+    quota budget { over 1000 mbytes }
+    chain in {
+        type filter hook input priority filter; policy drop;
+        ct state invalid counter drop
+        ct state new tcp flags & (fin | syn | rst | ack) != syn counter drop comment "not from its beginning"
+        update @seen { ip saddr counter }
+        quota name budget drop
+        ct state established,related counter accept
+        meta l4proto { icmp, ipv6-icmp } accept
+        iif "lo" accept
+        tcp dport 6379 ct mark set 0x2a counter accept
+    }
+}
+table inet nat {
+    chain pre {
+        type nat hook prerouting priority dstnat;
+        tcp dport 80 counter redirect to :6379
+    }
+}
+END
+    iptables-nft -A OUTPUT -p tcp -m comment --comment 'what goes out' -j ACCEPT
+    iptables-legacy -t mangle -A POSTROUTING -p tcp -j TTL --ttl-set 61
+    ip rule add priority 50 from 192.0.2.10 lookup 100
+    ip route add 192.0.2.0/24 dev eth0 table 100
+    ip route add blackhole 203.0.113.0/24 table 100
+    echo 20 >/proc/sys/net/ipv4/tcp_fin_timeout"#;
+
+fn inside(host: &dyn Host, command: &str) -> String {
+    let pid = "$(podman inspect --format '{{.State.Pid}}' web)";
+    host.sh(&format!(
+        "nsenter -t {pid} -n sh -e <<'SCRIPT'\n{command}\nSCRIPT\n"
+    ))
+    .unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn client(name: &str, port: u16) -> Client {
+    let to = format!("192.0.2.10:{port}");
+    let args = [
+        "redis",
+        "--name",
+        name,
+        "--to",
+        &to,
+        "--connections",
+        "3",
+        "--limit",
+        "900",
+    ];
+    Client {
+        args: args.map(ToOwned::to_owned).into(),
+        name: name.to_owned(),
+    }
+}
+
+fn dumped(host: &dyn Host, file: &str) {
+    host.sh(&format!(
+        "netmig-user net dump --netns $(podman inspect --format '{{{{.State.Pid}}}}' web) --out {file}"
+    ))
+    .expect("a document");
+}
+
+#[test]
+fn filters_and_what_they_remember_go_along() {
+    let story = Story::up("network");
+    let (a, b) = (story.a(), story.b());
+    let container = Container::new(How::Podman("crun"));
+    story.start(a, &container);
+    inside(a, NETWORK);
+    dumped(a, "/tmp/before.json");
+    let loaded = story.load_with(&container, &[client("direct", 6379)]);
+    thread::sleep(Duration::from_millis(500));
+
+    let counted = |host: &dyn Host| {
+        let rules = inside(host, "nft list chain inet firewall in");
+        let line = rules
+            .lines()
+            .find(|l| l.contains("established"))
+            .expect("the rule");
+        let mut words = line.split(' ').skip_while(|word| *word != "packets");
+        words
+            .nth(1)
+            .and_then(|n| n.parse::<u64>().ok())
+            .expect("a number")
+    };
+    let before = counted(a);
+    assert!(before > 100, "{before}");
+    story.moves(a, &container);
+    assert!(counted(b) >= before, "{} after {before}", counted(b));
+    let now = inside(b, "nft list chain inet firewall in");
+    for dropped in [
+        "ct state invalid counter packets 0",
+        "!= syn counter packets 0",
+    ] {
+        assert!(now.contains(dropped), "no `{dropped}` in {now}");
+    }
+    let set = inside(b, "nft list set inet firewall seen");
+    assert!(set.contains("192.0.2."), "{set}");
+    let tracked = inside(b, "conntrack -L -p tcp --orig-port-dst 6379 2>/dev/null");
+    let established = tracked
+        .lines()
+        .filter(|l| l.contains("ESTABLISHED") && l.contains("mark=42"));
+    assert_eq!(established.count(), 3, "{tracked}");
+
+    thread::sleep(Duration::from_millis(500));
+    story.moves(b, &container);
+    thread::sleep(Duration::from_millis(500));
+    loaded.end_clean();
+    let different = a
+        .exec(&Cmd::new(["sh", "-c", "netmig-user net diff /tmp/before.json netns:$(podman inspect --format '{{.State.Pid}}' web)"]))
+        .expect("diff runs");
+    let text = different.text();
+    // What the set has learnt since.
+    let unexpected: Vec<_> = text
+        .lines()
+        .filter(|l| {
+            !l.contains("elements = {")
+                && !l
+                    .trim_start_matches([' ', '-', '+'])
+                    .starts_with("192.0.2.")
+        })
+        .filter(|l| *l != "nft inet firewall:")
+        .collect();
+    assert_eq!(unexpected, [] as [&str; 0], "{text}");
+    story.nothing_is_left();
+}
+
+#[test]
+fn a_plan_names_what_cannot_be_carried() {
+    let story = Story::up("unfit");
+    let (a, b) = (story.a(), story.b());
+    let container = Container::new(How::Podman("crun"));
+    story.start(a, &container);
+    inside(
+        a,
+        "nft 'table inet f { chain c { type filter hook input priority 0; counter; }; }'",
+    );
+    b.run(&["mv", "/usr/sbin/nft", "/usr/sbin/nft-away"])
+        .expect("moved");
+    let refused = story.migrate(a, &container, &[]);
+    let said = refused.said();
+    assert_eq!(refused.code(), Some(3), "{said}");
+    assert!(said.contains("this host has no nft; install it"), "{said}");
+    assert!(container.runs_on(a));
+    let allowed = story.migrate(a, &container, &["--allow", "filters"]);
+    assert_eq!(allowed.outcome(), "moved", "{}", allowed.said());
+    assert!(
+        allowed.said().contains("this host has no nft"),
+        "{}",
+        allowed.said()
+    );
+    b.run(&["mv", "/usr/sbin/nft-away", "/usr/sbin/nft"])
+        .expect("moved");
+    assert_eq!(inside(b, "nft list ruleset"), "");
+    story.nothing_is_left();
+}
