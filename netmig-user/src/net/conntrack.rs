@@ -75,6 +75,11 @@ const IPS_FIXED_TIMEOUT: u32 = 1 << 10;
 /// What ctnetlink_change_status() takes; the others are the kernel's own.
 const SETTABLE: u32 = IPS_SEEN_REPLY | IPS_ASSURED | IPS_FIXED_TIMEOUT;
 
+/// IP_CT_TCP_FLAG_BE_LIBERAL: a segment outside of the windows is not invalid. ctnetlink carries no windows: those of an entry that is made
+/// begin with the first segment that comes (tcp_in_window), and one that announces window 0 makes the answer to it invalid. What is invalid
+/// is not translated, its receiver knows no such connection, and a RST comes back.
+const BE_LIBERAL: u8 = 1 << 3;
+
 /// All connections that the calling thread's namespace tracks, sorted. A kernel without conntrack tracks none.
 ///
 /// # Errors
@@ -229,8 +234,14 @@ fn new(connection: &Connection) -> Message {
                 .u8(CTA_PROTOINFO_TCP_WSCALE_ORIGINAL, tcp.wscale.0)
                 .u8(CTA_PROTOINFO_TCP_WSCALE_REPLY, tcp.wscale.1)
                 // struct nf_ct_tcp_flags: flags and the mask of those that are meant.
-                .bytes(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &[tcp.flags.0, all])
-                .bytes(CTA_PROTOINFO_TCP_FLAGS_REPLY, &[tcp.flags.1, all]);
+                .bytes(
+                    CTA_PROTOINFO_TCP_FLAGS_ORIGINAL,
+                    &[tcp.flags.0 | BE_LIBERAL, all],
+                )
+                .bytes(
+                    CTA_PROTOINFO_TCP_FLAGS_REPLY,
+                    &[tcp.flags.1 | BE_LIBERAL, all],
+                );
             m.nested(
                 CTA_PROTOINFO,
                 &Message::default().nested(CTA_PROTOINFO_TCP, &inner),

@@ -113,6 +113,29 @@ fn entries_of_every_kind() {
     });
 }
 
+/// Window tracking cannot be carried (ctnetlink has no windows), and begun anew with a segment that announces window 0 it calls what
+/// follows invalid: neither translated nor let through by a filter that trusts what it knows.
+#[test]
+fn no_segment_of_a_connection_that_came_along_is_invalid() {
+    world(|| {
+        sh("ip netns add src; ip netns add dst");
+        on("src", || sh(ENTRIES));
+        let mut entry = on("src", dump)
+            .unwrap()
+            .into_iter()
+            .find(|c| c.mark == 7)
+            .unwrap();
+        entry.tcp.as_mut().unwrap().flags = (0x01, 0);
+        assert_eq!(
+            on("dst", || insert(&[entry.clone()])).unwrap(),
+            [] as [&str; 0]
+        );
+        const BE_LIBERAL: u8 = 8;
+        let found = on("dst", dump).unwrap();
+        assert_eq!(found[0].tcp.unwrap().flags, (0x01 | BE_LIBERAL, BE_LIBERAL));
+    });
+}
+
 /// A container redirects port 80 to its server on 8080. Its namespace is rebuilt with the same filters and entries: the answers of the
 /// server to what comes from the old connection must leave as from port 80, by nothing but the entry.
 #[test]
