@@ -90,10 +90,12 @@ fn talks(own: &mut TcpStream, peer: &mut TcpStream) {
     expect(own, 3, 50_000);
 }
 
-/// Neither a SYN of the target's own was needed, nor was anything answered with RST.
-const NO_SYN_AGAIN: &str = "nstat -asz TcpExtTCPSynRetrans TcpOutRsts | awk '/^Tcp/ && $2 != 0 { print; bad = 1 } END { exit bad }'";
+/// Nothing was answered with RST.
+const NO_RST: &str =
+    "nstat -asz TcpOutRsts | awk '/^Tcp/ && $2 != 0 { print; bad = 1 } END { exit bad }'";
 
-/// The SYN-ACK is on its way when the gate closes. The peer sends it once more, as it is; nothing else does.
+/// The SYN-ACK is on its way when the gate closes. The peer sends it once more, as it is. (The target's SYN timer runs as long as the peer's:
+/// on a busy machine it may send its SYN once more before that comes.)
 #[test]
 fn the_syn_ack_of_the_first_syn_ends_the_handshake_at_the_target() {
     for v6 in [false, true] {
@@ -116,7 +118,7 @@ fn the_syn_ack_of_the_first_syn_ends_the_handshake_at_the_target() {
         let (tasks, _) = moved(&lab, v6, fd);
         let (mut peer, from) = listener.accept().expect("the peer takes it");
         assert_eq!(from.to_string(), name, "the same port");
-        lab.target.sh(NO_SYN_AGAIN);
+        lab.target.sh(NO_RST);
         let mut own = tasks.stream(0);
         assert!(own.take_error().expect("asked").is_none());
         talks(&mut own, &mut peer);
