@@ -44,28 +44,10 @@ impl Steps {
                     }
                 }
             }
-            if let Err(e) = steps.fall_quiet() {
-                warn!(mv = %steps.id, "the dump of the sockets waits for the gate: {e:#}");
-            }
             if let Err(e) = steps.calm() {
                 warn!(mv = %steps.id, "connections of the container may give up in a long blackout: {e:#}");
             }
         });
-    }
-
-    /// What the container's stack had to acknowledge has been acknowledged: nothing of it passes any more. The wait for programs that have
-    /// seen otherwise is beside the engine's dump, and not before that of the sockets.
-    fn fall_quiet(&self) -> Result<()> {
-        if !self.can_keep()? {
-            return Ok(());
-        }
-        match &self.state().gate {
-            Some(gate) => gate.let_acks_pass(false)?,
-            None => return Ok(()),
-        }
-        Gate::settle()?;
-        self.quiet.store(true, Ordering::SeqCst);
-        Ok(())
     }
 
     /// Whether peers can be answered in the blackout.
