@@ -50,9 +50,14 @@ pub fn state(mv: MoveId) -> PathBuf {
     state_moves().join(mv.to_string())
 }
 
-/// Where the gate of one move is pinned (on a bpffs).
+/// All gates' directories of pins (on a bpffs).
+pub fn all_pins() -> PathBuf {
+    PathBuf::from("/sys/fs/bpf/netmig")
+}
+
+/// Where the gate of one move is pinned.
 pub fn pins(mv: MoveId) -> PathBuf {
-    PathBuf::from("/sys/fs/bpf/netmig").join(mv.to_string())
+    all_pins().join(mv.to_string())
 }
 
 /// Makes a directory that only root can look into.

@@ -1,9 +1,5 @@
 //! A gate that a person sets, outside of any move: to see what it does to a container's peers, or to quiet a container for a while.
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use netmig_common::{Mode, Side};
@@ -38,7 +34,7 @@ pub enum Which<'a> {
 /// # Errors
 /// The pins cannot be read.
 pub fn all() -> Result<Vec<Gate>> {
-    let mut moves: Vec<MoveId> = gate::pinned(&pins()?)?
+    let mut moves: Vec<MoveId> = gate::pinned(&paths::all_pins())?
         .iter()
         .filter_map(|path| path.file_name()?.to_str()?.parse().ok())
         .collect();
@@ -72,8 +68,6 @@ pub fn set(which: Which<'_>, mode: Mode, lease: Duration) -> Result<Gate> {
         (None, Which::Container(manager, name)) => {
             let mv = MoveId(random()?);
             let points = place(manager, name)?.1;
-            let parent = pins()?;
-            fs::create_dir_all(&parent).with_context(|| format!("making {}", parent.display()))?;
             Gate::attach(
                 mv,
                 Side::Source,
@@ -125,14 +119,6 @@ pub fn clear(which: Which<'_>) -> Result<MoveId> {
         anyhow::anyhow!("the gate of {mv} is not gone: {}", left.join("; "))
     })?;
     Ok(mv)
-}
-
-/// The directory of all gates' pins.
-fn pins() -> Result<PathBuf> {
-    paths::pins(MoveId([0; 16]))
-        .parent()
-        .map(Path::to_owned)
-        .context("the pins have a directory")
 }
 
 fn reopen(mv: MoveId) -> Result<Gate> {

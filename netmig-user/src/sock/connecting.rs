@@ -163,17 +163,8 @@ mod tests {
         };
         let connecting = Connecting {
             common: Common {
-                holders: Vec::new(),
                 inode: 1,
-                v6: false,
-                reuseaddr: 0,
-                reuseport: 0,
-                device: String::new(),
-                sndbuf: 0,
-                rcvbuf: 0,
-                buf_lock: 0,
-                settings: Vec::new(),
-                keys: Vec::new(),
+                ..Common::default()
             },
             local: end,
             peer: end,

@@ -89,15 +89,7 @@ mod tests {
             common: Common {
                 holders: vec![netmig_core::image::v1::sock::Holder { pid: 1, fd }],
                 inode: u64::from(port),
-                v6: false,
-                reuseaddr: 0,
-                reuseport: 0,
-                device: String::new(),
-                sndbuf: 0,
-                rcvbuf: 0,
-                buf_lock: 0,
-                settings: Vec::new(),
-                keys: Vec::new(),
+                ..Common::default()
             },
             state: TcpState::Established,
             shut_read: false,

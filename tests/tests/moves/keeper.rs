@@ -169,6 +169,7 @@ fn sends_nothing_again(kept: &Kept) {
         );
         let outcomes = loaded.end_clean();
         show(&outcomes, &ended);
+        assert!(packets(&ended, "answered") > 0);
         assert_eq!(packets(&ended, "replayed"), packets(&ended, "held"));
         let (again, window) = sent_again(&outcomes);
         seen.push((again, window, packets(&ended, "owned")));

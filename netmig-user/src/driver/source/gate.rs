@@ -39,10 +39,6 @@ impl Steps {
         let network = self.state().network.clone().unwrap_or_default();
         let places = hold::places(&links, &network, &points);
         self.state().links = links;
-        if let Some(parent) = paths::pins(self.id).parent() {
-            std::fs::create_dir_all(parent)
-                .with_context(|| format!("making {}", parent.display()))?;
-        }
         let gate = Gate::attach(
             self.id,
             Side::Source,

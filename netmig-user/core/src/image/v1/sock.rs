@@ -104,7 +104,7 @@ pub struct Setting {
 }
 
 /// What every kind of socket has.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Common {
     /// Every descriptor that refers to it, in all processes of the container; at least one.
     pub holders: Vec<Holder>,

@@ -232,15 +232,7 @@ mod tests {
         Common {
             holders: fds.iter().map(|&fd| Holder { pid: 1, fd }).collect(),
             inode: 1,
-            v6: false,
-            reuseaddr: 0,
-            reuseport: 0,
-            device: String::new(),
-            sndbuf: 0,
-            rcvbuf: 0,
-            buf_lock: 0,
-            settings: Vec::new(),
-            keys: Vec::new(),
+            ..Common::default()
         }
     }
 
