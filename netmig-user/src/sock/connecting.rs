@@ -139,14 +139,13 @@ fn start(fd: &OwnedFd, peer: Endpoint) -> io::Result<()> {
     }
 }
 
-/// What TCP_TIMESTAMP is set to just after connect(). `now`: the source's clock at the dump, as it is to be set here; bit 0: microseconds.
+/// What TCP_TIMESTAMP is set to just after connect(). `now`: the source's clock at the dump, as it is to be set here; bit 0 is no part of the
+/// time: it says microseconds, and a clock of milliseconds that got it would have the SYN's age (retransmits_timed_out()) at random.
 fn stamp(connecting: &Connecting, now: u32) -> u32 {
     let back = connecting.sent_ms.saturating_add(MARGIN_MS);
-    if now & 1 == 1 {
-        now.wrapping_sub(back.saturating_mul(1000)) | 1
-    } else {
-        now.wrapping_sub(back)
-    }
+    let unit = now & 1;
+    let ticks = if unit == 1 { 1000 } else { 1 };
+    now.wrapping_sub(back.saturating_mul(ticks)) & !1 | unit
 }
 
 #[cfg(test)]
@@ -161,7 +160,7 @@ mod tests {
             port: at.port(),
             scope: 0,
         };
-        let connecting = Connecting {
+        let mut connecting = Connecting {
             common: Common {
                 inode: 1,
                 ..Common::default()
@@ -177,5 +176,10 @@ mod tests {
         assert_eq!(stamp(&connecting, 50), 50_u32.wrapping_sub(100 + MARGIN_MS));
         let microseconds = stamp(&connecting, 1_000_001);
         assert_eq!(microseconds, (1_000_001 - (100 + MARGIN_MS) * 1000) | 1);
+        for sent_ms in 90..110 {
+            connecting.sent_ms = sent_ms;
+            assert_eq!(stamp(&connecting, 10_000) & 1, 0, "{sent_ms}");
+            assert_eq!(stamp(&connecting, 10_000_001) & 1, 1, "{sent_ms}");
+        }
     }
 }
