@@ -5,7 +5,7 @@ use netmig_lab::{Cmd, Host, workload::Client};
 
 use crate::story::{Container, How, Story};
 
-/// A firewall that trusts its memory alone: a connection that it does not know may begin with nothing but a SYN.
+/// A firewall that trusts its memory alone: a connection that it does not know may begin with nothing but a SYN, and port 80 leads to redis.
 const NETWORK: &str = r#"
     nft -f - <<'END'
 table inet firewall {
@@ -79,7 +79,10 @@ fn filters_and_what_they_remember_go_along() {
     story.start(a, &container);
     inside(a, NETWORK);
     dumped(a, "/tmp/before.json");
-    let loaded = story.load_with(&container, &[client("direct", 6379)]);
+    let loaded = story.load_with(
+        &container,
+        &[client("direct", 6379), client("redirected", 80)],
+    );
     thread::sleep(Duration::from_millis(500));
 
     let counted = |host: &dyn Host| {
@@ -107,11 +110,14 @@ fn filters_and_what_they_remember_go_along() {
     }
     let set = inside(b, "nft list set inet firewall seen");
     assert!(set.contains("192.0.2."), "{set}");
-    let tracked = inside(b, "conntrack -L -p tcp --orig-port-dst 6379 2>/dev/null");
-    let established = tracked
-        .lines()
-        .filter(|l| l.contains("ESTABLISHED") && l.contains("mark=42"));
-    assert_eq!(established.count(), 3, "{tracked}");
+    for port in [80, 6379] {
+        let ask = format!("conntrack -L -p tcp --orig-port-dst {port} 2>/dev/null");
+        let tracked = inside(b, &ask);
+        let established = tracked.lines().filter(|l| {
+            l.contains("ESTABLISHED") && l.contains("sport=6379") && l.contains("mark=42")
+        });
+        assert_eq!(established.count(), 3, "{tracked}");
+    }
 
     thread::sleep(Duration::from_millis(500));
     story.moves(b, &container);
