@@ -1,4 +1,4 @@
-//! A container's whole network: packet filters with what they remember, policy routing, settings.
+//! A container's whole network: packet filters with what they remember, policy routing, traffic shaping, settings.
 use std::{thread, time::Duration};
 
 use netmig_lab::{Cmd, Host, workload::Client};
@@ -35,6 +35,9 @@ END
     ip rule add priority 50 from 192.0.2.10 lookup 100
     ip route add 192.0.2.0/24 dev eth0 table 100
     ip route add blackhole 203.0.113.0/24 table 100
+    tc qdisc add dev eth0 root handle 1: htb default 10
+    tc class add dev eth0 parent 1: classid 1:10 htb rate 2gbit burst 1mb quantum 60000
+    tc qdisc add dev eth0 parent 1:10 handle 10: pfifo limit 900
     echo 20 >/proc/sys/net/ipv4/tcp_fin_timeout"#;
 
 fn inside(host: &dyn Host, command: &str) -> String {
