@@ -84,7 +84,7 @@ mod tests {
 
     /// codel_change() and codel_dump().
     fn shown_after(taken: u32) -> u32 {
-        let time = u64::from(taken) * 1000 >> 10;
+        let time = (u64::from(taken) * 1000) >> 10;
         ((time << 10) / 1000) as u32
     }
 
