@@ -41,7 +41,7 @@ pub struct Live {
     pub rcv_wnd: u32,
     /// Largest window that the peer has ever announced, in bytes.
     pub max_window: u32,
-    /// The stamp that it would send now; none without timestamps.
+    /// A stamp that it would send now, or a tick later: not older than any that it has sent. None without timestamps.
     pub stamp: Option<u32>,
     /// Shift of the windows that it announces; 0 without the option.
     pub rcv_wscale: u8,
@@ -267,8 +267,6 @@ fn read(fd: &OwnedFd, local: Endpoint, peer: Endpoint) -> Result<Option<Live>, E
         let [_, _, max_window, rcv_wnd, rcv_wup]: [u32; 5] =
             sockopt::read(fd, libc::SOL_TCP, libc::TCP_REPAIR_WINDOW)
                 .on("reading TCP_REPAIR_WINDOW", &name)?;
-        let stamp = sockopt::read(fd, libc::SOL_TCP, libc::TCP_TIMESTAMP)
-            .on("reading TCP_TIMESTAMP", &name)?;
         repair.queue(TCP_SEND_QUEUE)?;
         let write_seq = repair.seq()?;
         let queued = sockopt::queue_len(fd, libc::TIOCOUTQ).on("reading SIOCOUTQ", &name)?;
@@ -289,7 +287,7 @@ fn read(fd: &OwnedFd, local: Endpoint, peer: Endpoint) -> Result<Option<Live>, E
             rcv_wup,
             rcv_wnd,
             max_window,
-            stamp: (options & 1 != 0).then_some(stamp),
+            stamp: None,
             rcv_wscale: if options & 4 != 0 { scales >> 4 } else { 0 },
             rcv_mss: u32::from_ne_bytes([a, b, c, d]),
             received: u64::from_ne_bytes(received),
@@ -297,12 +295,19 @@ fn read(fd: &OwnedFd, local: Endpoint, peer: Endpoint) -> Result<Option<Live>, E
     };
     let live = read();
     repair.leave()?;
-    let live = live?;
+    let mut live = live?;
     if live.rcv_nxt != live.rcv_wup {
         // An ACK is delayed: it leaves now, and the socket goes on as before (__tcp_sock_set_quickack: the low bit would keep it quick).
         const NOW: i32 = 2;
         sockopt::set_int(fd, libc::SOL_TCP, libc::TCP_QUICKACK, NOW)
             .on("setting TCP_QUICKACK", &name)?;
+    }
+    // Last, for that ACK has a stamp too, and a peer does not hear what is older (tcp_paws_check). Bit 0 is not the clock's (6.12): with it
+    // the stamp is at most one tick early, and never late.
+    if options & 1 != 0 {
+        let stamp: u32 = sockopt::read(fd, libc::SOL_TCP, libc::TCP_TIMESTAMP)
+            .on("reading TCP_TIMESTAMP", &name)?;
+        live.stamp = Some(stamp | 1);
     }
     Ok(Some(live))
 }
