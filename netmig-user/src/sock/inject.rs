@@ -102,6 +102,12 @@ impl Injector {
         )
     }
 
+    /// Delivers the FIN that the peer had sent after it had acknowledged ours.
+    pub(super) fn last_fin(&mut self, tcp: &Tcp) -> io::Result<()> {
+        let acknowledged = tcp.write_seq.wrapping_add(1);
+        self.own(tcp, tcp.rcv_nxt, acknowledged, peer_window(tcp), ACK | FIN)
+    }
+
     /// Makes our own stack tell the peer its window: a keepalive (RFC 9293, 3.8.4), seq = rcv_nxt - 1, which it answers with an ACK that
     /// is right in every field (tcp_send_dupack). At most one in 500 ms for a socket (tcp_oow_rate_limited).
     pub(super) fn keepalive(&mut self, tcp: &Tcp) -> io::Result<()> {
