@@ -5,29 +5,27 @@
 //! (inet_iif, inet6_iif). So it works with any kind of link, and nothing outside takes part.
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
 };
 
 use netmig_core::image::v1::{
     conntrack::Translated,
-    sock::{Datagram, Endpoint, Key, Tcp, TcpState},
+    sock::{Datagram, Endpoint, Tcp, TcpState},
 };
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket};
 
-use super::{common, live::Live, md5};
+use super::{
+    common,
+    live::Live,
+    md5,
+    packet::{ACK, FIN, HIGHEST, Hops, PROTO_TCP, SIGNATURE, Segment, checksum, packet},
+};
 use crate::sys::sockopt;
 
-const ACK: u8 = 0x10;
-const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
-const PROTO_TCP: u8 = 6;
 const PROTO_UDP: u8 = 17;
 const PROTO_UDPLITE: u8 = 136;
-/// Bytes of the TCP-MD5 option, padded.
-const SIGNATURE: usize = 20;
-/// A socket may demand a high hop limit (IP_MINTTL, IPV6_MINHOPCOUNT).
-const HIGHEST: Hops = Hops { ttl: 255, tos: 0 };
 
 /// The raw sockets, one a family, made when they are first needed.
 #[derive(Debug, Default)]
@@ -136,6 +134,30 @@ impl Injector {
         )
     }
 
+    /// Acknowledges to the peer what has come, in the stack's place, which would wait for a timer; the window ends where it was announced to.
+    /// Without the peer's stamp: nothing is measured by it.
+    pub(super) fn acknowledge(&mut self, live: &Live) -> io::Result<()> {
+        let edge = live.rcv_wup.wrapping_add(live.rcv_wnd);
+        let segment = Segment {
+            from: live.local,
+            to: live.peer,
+            seq: live.snd_nxt,
+            ack: live.rcv_nxt,
+            window: up_to(edge, live.rcv_nxt, live.rcv_wscale),
+            flags: ACK,
+            stamps: live.stamp.map(|stamp| (stamp, 0)),
+            payload: &[],
+            key: None,
+        };
+        self.send(
+            segment.from,
+            segment.to,
+            PROTO_TCP,
+            HIGHEST,
+            &segment.bytes(),
+        )
+    }
+
     /// Asks the peer for its ACK and window: one byte of old data, seq = snd_una - 1, which it drops and answers. The stack's own probe
     /// has no payload, and a peer that was probed within the last 500 ms does not answer that (tcp_oow_rate_limited); data it always
     /// answers. `stamp`: what the connection would send now.
@@ -165,22 +187,13 @@ impl Injector {
     /// A segment to the peer. `stamp`: what the connection would send now.
     fn peer(&mut self, tcp: &Tcp, stamp: u32, seq: u32, payload: &[u8]) -> io::Result<()> {
         let shift = tcp.wscale.map_or(0, |(_, rcv)| rcv);
-        let edge = tcp
-            .window
-            .rcv_wup
-            .wrapping_add(tcp.window.rcv_wnd)
-            .wrapping_sub(tcp.rcv_nxt);
-        let window = if edge <= i32::MAX as u32 {
-            edge >> shift
-        } else {
-            0
-        };
+        let edge = tcp.window.rcv_wup.wrapping_add(tcp.window.rcv_wnd);
         let segment = Segment {
             from: tcp.local.canonical(),
             to: tcp.peer.canonical(),
             seq,
             ack: tcp.rcv_nxt,
-            window: u16::try_from(window).unwrap_or(u16::MAX),
+            window: up_to(edge, tcp.rcv_nxt, shift),
             flags: ACK,
             stamps: tcp.timestamps.then(|| (stamp, tcp.ts_recent.unwrap_or(0))),
             payload,
@@ -319,188 +332,9 @@ fn peer_window(tcp: &Tcp) -> u16 {
     u16::try_from((tcp.peer_window >> shift).max(least)).unwrap_or(u16::MAX)
 }
 
-/// A TCP segment.
-struct Segment<'a> {
-    from: Endpoint,
-    to: Endpoint,
-    seq: u32,
-    ack: u32,
-    /// As it stands in the header.
-    window: u16,
-    flags: u8,
-    /// tsval, tsecr.
-    stamps: Option<(u32, u32)>,
-    payload: &'a [u8],
-    /// Signs it.
-    key: Option<&'a Key>,
-}
-
-impl Segment<'_> {
-    fn bytes(&self) -> Vec<u8> {
-        let mut options = if self.stamps.is_some() { 12 } else { 0 };
-        let stamped = 20 + options;
-        if self.key.is_some() {
-            options += SIGNATURE;
-        }
-        let words = (20 + options) as u8 / 4;
-        let mut t = Vec::with_capacity(20 + options + self.payload.len());
-        t.extend_from_slice(&self.from.port.to_be_bytes());
-        t.extend_from_slice(&self.to.port.to_be_bytes());
-        t.extend_from_slice(&self.seq.to_be_bytes());
-        t.extend_from_slice(&self.ack.to_be_bytes());
-        t.extend_from_slice(&[words << 4, self.flags]);
-        t.extend_from_slice(&self.window.to_be_bytes());
-        t.extend_from_slice(&[0; 4]);
-        if let Some((tsval, tsecr)) = self.stamps {
-            t.extend_from_slice(&[1, 1, 8, 10]);
-            t.extend_from_slice(&tsval.to_be_bytes());
-            t.extend_from_slice(&tsecr.to_be_bytes());
-        }
-        if self.key.is_some() {
-            t.extend_from_slice(&[1, 1, 19, 18]);
-            t.extend_from_slice(&[0; 16]);
-        }
-        t.extend_from_slice(self.payload);
-        if let Some(key) = self.key {
-            let digest = md5::digest(self.from.ip, self.to.ip, &t, options, key);
-            t[stamped + 4..stamped + SIGNATURE].copy_from_slice(&digest);
-        }
-        let sum = checksum(self.from.ip, self.to.ip, PROTO_TCP, &t);
-        t[16..18].copy_from_slice(&sum.to_be_bytes());
-        t
-    }
-}
-
-/// What the IP header says besides the addresses.
-#[derive(Clone, Copy)]
-struct Hops {
-    ttl: u8,
-    tos: u8,
-}
-
-/// IPv4: the kernel fills in length, identification and checksum (raw_send_hdrinc).
-fn packet(
-    from: IpAddr,
-    to: IpAddr,
-    protocol: u8,
-    hops: Hops,
-    payload: &[u8],
-) -> io::Result<Vec<u8>> {
-    let Hops { ttl, tos } = hops;
-    let mut p = Vec::with_capacity(40 + payload.len());
-    match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            p.extend_from_slice(&[0x45, tos, 0, 0, 0, 0, 0, 0, ttl, protocol, 0, 0]);
-            p.extend_from_slice(&from.octets());
-            p.extend_from_slice(&to.octets());
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let length = u16::try_from(payload.len()).map_err(io::Error::other)?;
-            p.extend_from_slice(&[0x60 | tos >> 4, tos << 4, 0, 0]);
-            p.extend_from_slice(&length.to_be_bytes());
-            p.extend_from_slice(&[protocol, ttl]);
-            p.extend_from_slice(&from.octets());
-            p.extend_from_slice(&to.octets());
-        }
-        _ => return Err(io::Error::other("addresses of different families")),
-    }
-    p.extend_from_slice(payload);
-    Ok(p)
-}
-
-/// RFC 1071 over the pseudo header and the payload.
-fn checksum(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> u16 {
-    let mut sum = u64::from(protocol) + payload.len() as u64;
-    let mut add = |bytes: &[u8]| {
-        for pair in bytes.chunks(2) {
-            sum += u64::from(u16::from_be_bytes([
-                pair[0],
-                pair.get(1).copied().unwrap_or(0),
-            ]));
-        }
-    };
-    for ip in [from, to] {
-        match ip {
-            IpAddr::V4(ip) => add(&Ipv4Addr::octets(&ip)),
-            IpAddr::V6(ip) => add(&Ipv6Addr::octets(&ip)),
-        }
-    }
-    add(payload);
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use etherparse::{Ipv4Header, Ipv4HeaderSlice, Ipv6HeaderSlice, TcpSlice};
-
-    fn segment(
-        from: &str,
-        to: &str,
-        stamps: Option<(u32, u32)>,
-        payload: &'static [u8],
-    ) -> (Segment<'static>, Vec<u8>) {
-        let end = |ip: &str, port| Endpoint {
-            ip: ip.parse().expect("an address"),
-            port,
-            scope: 0,
-        };
-        let segment = Segment {
-            from: end(from, 6379),
-            to: end(to, 50_000),
-            seq: u32::MAX,
-            ack: 7,
-            window: 501,
-            flags: ACK | FIN,
-            stamps,
-            payload,
-            key: None,
-        };
-        let bytes = segment.bytes();
-        let packet =
-            packet(segment.from.ip, segment.to.ip, PROTO_TCP, HIGHEST, &bytes).expect("a packet");
-        (segment, packet)
-    }
-
-    #[test]
-    fn an_ipv4_segment_reads_back_with_a_right_checksum() {
-        let (sent, packet) = segment("192.0.2.1", "192.0.2.10", Some((123, 456)), b"odd");
-        let ip = Ipv4HeaderSlice::from_slice(&packet).expect("an IPv4 header");
-        let tcp = TcpSlice::from_slice(&packet[Ipv4Header::MIN_LEN..]).expect("a TCP header");
-        assert_eq!(
-            (ip.source(), ip.destination()),
-            ([192, 0, 2, 1], [192, 0, 2, 10])
-        );
-        assert_eq!((tcp.source_port(), tcp.destination_port()), (6379, 50_000));
-        assert_eq!(
-            (
-                tcp.sequence_number(),
-                tcp.acknowledgment_number(),
-                tcp.window_size()
-            ),
-            (u32::MAX, 7, 501)
-        );
-        assert!(tcp.ack() && tcp.fin() && !tcp.rst() && !tcp.syn());
-        assert_eq!(tcp.payload(), sent.payload);
-        assert_eq!(tcp.options(), [1, 1, 8, 10, 0, 0, 0, 123, 0, 0, 1, 200]);
-        assert_eq!(
-            tcp.calc_checksum_ipv4(ip.source(), ip.destination()),
-            Ok(tcp.checksum())
-        );
-    }
-
-    #[test]
-    fn an_ipv6_segment_reads_back_with_a_right_checksum() {
-        let (_, packet) = segment("2001:db8::1", "2001:db8::10", None, b"");
-        let ip = Ipv6HeaderSlice::from_slice(&packet).expect("an IPv6 header");
-        let tcp = TcpSlice::from_slice(&packet[40..]).expect("a TCP header");
-        assert_eq!((ip.payload_length(), ip.hop_limit()), (20, 255));
-        assert_eq!(
-            tcp.calc_checksum_ipv6(ip.source(), ip.destination()),
-            Ok(tcp.checksum())
-        );
-    }
+/// Our own window as its header has it: from the next byte to the right edge, 0 if that is behind it already.
+fn up_to(edge: u32, next: u32, shift: u8) -> u16 {
+    let window = edge.wrapping_sub(next);
+    let window = if window <= i32::MAX as u32 { window } else { 0 };
+    u16::try_from(window >> shift).unwrap_or(u16::MAX)
 }

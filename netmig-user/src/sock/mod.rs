@@ -24,6 +24,7 @@ mod make;
 mod md5;
 mod nexthop;
 pub mod option;
+mod packet;
 mod pair;
 mod procnet;
 mod rebuilt;
