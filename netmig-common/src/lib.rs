@@ -4,6 +4,7 @@
 #![no_std]
 
 pub mod accept;
+pub mod adrift;
 mod counters;
 mod flow;
 mod mode;
@@ -56,4 +57,6 @@ mod pod {
     unsafe impl aya::Pod for super::Settings {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::accept::Waiting {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::adrift::Asked {}
 }

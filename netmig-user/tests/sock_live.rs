@@ -5,15 +5,17 @@ use std::{
     collections::HashMap,
     io::Write as _,
     net::TcpStream,
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
+use etherparse::{SlicedPacket, TcpOptionElement, TransportSlice};
 use netmig_core::image::v1::sock::Endpoint;
 use netmig_user::{
     sock::{self, Live, Look, Need},
     sys::sockopt::{self, number::SO_BUF_LOCK},
 };
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
 use sock_lab::{Lab, Tasks, connected, expect, in_repair, owned, pattern};
 
 const UNREAD: usize = 300;
@@ -67,7 +69,9 @@ fn what_is_read_is_what_a_dump_says() {
         assert_eq!(live.snd_nxt.wrapping_sub(live.snd_una), WRITTEN as u32);
         assert!((1000..2000).contains(&live.rcv_mss), "{live:?}");
         let (then, now) = (live.stamp.expect("a stamp"), dumped.stamp.expect("a stamp"));
-        assert!(now.wrapping_sub(then) < 10_000, "the clock goes on");
+        // A tick: neither says the last bit.
+        let passed = now.wrapping_sub(then) as i32;
+        assert!((-1..10_000).contains(&passed), "the clock goes on");
         let same = Live {
             stamp: dumped.stamp,
             rcv_mss: dumped.rcv_mss,
@@ -79,6 +83,59 @@ fn what_is_read_is_what_a_dump_says() {
     let received = sock::received(&lab.source.path()).expect("counted");
     assert_eq!(received.len(), COUNT);
     assert!(received.iter().all(|(.., bytes)| *bytes == UNREAD as u64));
+}
+
+/// tsval of every segment that leaves a namespace from `port`, as far as it has come to the packet socket.
+fn stamps(packets: &OwnedFd, port: u16) -> Vec<u32> {
+    let mut frame = [0; 2048];
+    let mut stamps = Vec::new();
+    while let Ok(length) = recv(packets.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT) {
+        let sliced = SlicedPacket::from_ethernet(&frame[..length]).expect("a frame");
+        let Some(TransportSlice::Tcp(tcp)) = sliced.transport else {
+            continue;
+        };
+        if tcp.source_port() == port {
+            stamps.extend(tcp.options_iterator().filter_map(|o| match o {
+                Ok(TcpOptionElement::Timestamp(tsval, _)) => Some(tsval),
+                _ => None,
+            }));
+        }
+    }
+    stamps
+}
+
+#[test]
+fn no_stamp_is_older_than_the_last_one_that_was_sent() {
+    let lab = Lab::new();
+    let (own, _peer) = connected(&lab, false, false);
+    own.set_nodelay(true).expect("TCP_NODELAY");
+    let port = own.local_addr().expect("an address").port();
+    let tasks = Tasks::holding(vec![owned(own)]);
+    let mut own = tasks.stream(0);
+    let packets = lab.source.run(|| {
+        socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::EthAll,
+        )
+        .expect("a packet socket")
+    });
+    let mut seen = 0;
+    for _ in 0..500 {
+        own.write_all(b"!").expect("written");
+        let sent = stamps(&packets, port);
+        let live = sock::live(&lab.source.path(), &[tasks.pid()], Look::Again).expect("read");
+        // Bit 0 is the unit.
+        let stamp = live[0].stamp.expect("a stamp") | 1;
+        // On a busy machine a segment may have to wait for an ACK.
+        if let Some(last) = sent.last() {
+            seen += 1;
+            let later = stamp.wrapping_sub(*last) as i32;
+            assert!((0..5000).contains(&later), "{stamp} after {last} was sent");
+        }
+    }
+    assert!(seen > 100, "{seen} segments were seen");
 }
 
 /// Only what netmig sends itself has this hop limit.

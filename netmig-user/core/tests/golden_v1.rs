@@ -9,6 +9,7 @@ use netmig_core::{
         HoldMark, HoldPoint,
     },
     id::{Epoch, Life, MoveId},
+    image::v1::sock,
     journal,
     machine::{source, target},
     proto::{Answer, Channel, Hello, HostFacts, Numbered, ToSource, ToTarget, Word},
@@ -164,6 +165,146 @@ fn frames() -> Vec<Frame> {
     ]
 }
 
+/// A connection in some state, with everything that a field can hold.
+fn connection(port: u16, state: sock::TcpState, fds: &[i32]) -> sock::Tcp {
+    sock::Tcp {
+        common: common(fds),
+        state,
+        shut_read: true,
+        local: end("192.0.2.10", port),
+        peer: end("192.0.2.1", 50_000),
+        snd_una: u32::MAX,
+        snd_nxt: 2,
+        write_seq: 4,
+        rcv_nxt: 0x8000_0001,
+        send: b"abcde".to_vec(),
+        recv: b"unread".to_vec(),
+        mss: 1460,
+        snd_mss: 1448,
+        wscale: Some((7, 9)),
+        sack: true,
+        timestamps: true,
+        ecn: true,
+        timestamp: 0x1234_5679,
+        window: sock::Window {
+            snd_wl1: 1,
+            snd_wnd: 2,
+            max_window: 3,
+            rcv_wnd: 4,
+            rcv_wup: 5,
+        },
+        peer_window: 65_535,
+        ts_recent: Some(77),
+        congestion: "cubic".into(),
+        cwnd: 10,
+        ssthresh: 0x7fff_ffff,
+        rtt: 20_000,
+        window_clamp: 1 << 20,
+    }
+}
+
+fn common(fds: &[i32]) -> sock::Common {
+    sock::Common {
+        holders: fds.iter().map(|&fd| sock::Holder { pid: 1, fd }).collect(),
+        inode: 1 << 40,
+        v6: false,
+        reuseaddr: 1,
+        reuseport: 0,
+        device: "eth0".into(),
+        sndbuf: 87_040,
+        rcvbuf: 131_072,
+        buf_lock: 2,
+        settings: vec![sock::Setting {
+            level: 6,
+            name: 1,
+            value: vec![1, 0, 0, 0],
+        }],
+        keys: vec![sock::Key {
+            ip: "192.0.2.0".parse().unwrap(),
+            prefix: 24,
+            key: b"secret".to_vec(),
+        }],
+    }
+}
+
+fn end(ip: &str, port: u16) -> sock::Endpoint {
+    sock::Endpoint {
+        ip: ip.parse().unwrap(),
+        port,
+        scope: u32::from(ip.starts_with("fe80")) * 2,
+    }
+}
+
+fn sockets() -> sock::Sockets {
+    use sock::TcpState::{CloseWait, Closing, Established, FinWait1, FinWait2, LastAck};
+    let states = [Established, CloseWait, FinWait1, FinWait2, Closing, LastAck];
+    let unheld = |port, state| sock::Tcp {
+        send: Vec::new(),
+        recv: Vec::new(),
+        snd_una: 4,
+        snd_nxt: 4,
+        ..connection(port, state, &[])
+    };
+    sock::Sockets {
+        kernel: (6, 12),
+        interfaces: vec![sock::Interface {
+            index: 2,
+            name: "eth0".into(),
+        }],
+        tcp: (0_u16..)
+            .zip(states)
+            .map(|(i, state)| connection(80 + i, state, &[i32::from(i) * 2, i32::from(i) * 2 + 1]))
+            .collect(),
+        connecting: vec![sock::Connecting {
+            common: common(&[20]),
+            local: end("fe80::a", 40_000),
+            peer: end("fe80::1", 443),
+            isn: 7,
+            timestamp: 9,
+            sent_ms: 300,
+            congestion: "bbr".into(),
+        }],
+        waiting: vec![unheld(90, CloseWait)],
+        orphans: vec![unheld(91, LastAck)],
+        time_wait: vec![sock::Tcp {
+            wscale: None,
+            ts_recent: None,
+            ..unheld(92, FinWait2)
+        }],
+        listeners: vec![sock::Listener {
+            common: common(&[21]),
+            local: end("::", 90),
+            backlog: 511,
+            waiting: 1,
+        }],
+        udp: vec![sock::Udp {
+            common: common(&[22]),
+            lite: true,
+            local: end("0.0.0.0", 53),
+            peer: Some(end("192.0.2.1", 53)),
+            queue: vec![sock::Datagram {
+                from: end("192.0.2.1", 53),
+                to: "192.0.2.10".parse().unwrap(),
+                ttl: 64,
+                tos: 0x10,
+                data: b"query".to_vec(),
+            }],
+            lost: 3,
+            groups: vec![sock::Membership {
+                interface: 2,
+                group: "ff15::1".parse().unwrap(),
+                exclude: true,
+                sources: vec!["2001:db8::5".parse().unwrap()],
+            }],
+        }],
+        pairs: vec![(0, 1)],
+        left: vec![sock::Left {
+            socket: "tcp syn-recv".into(),
+            why: "the peer repeats its SYN".into(),
+        }],
+    }
+}
+
 fn source_records() -> Vec<source::Record> {
     use source::Record::*;
     vec![
@@ -222,6 +363,14 @@ fn frames_of_version_1() {
     let (mut codec, mut bytes) = (Codec::default(), BytesMut::from(&known[..]));
     let decoded: Vec<_> = std::iter::from_fn(|| codec.decode(&mut bytes).unwrap()).collect();
     assert_eq!(decoded, frames());
+}
+
+#[test]
+fn sockets_of_version_1() {
+    let frame = to_target(6, Some(ToTarget::Sockets(Box::new(sockets()))));
+    let known = golden("v1.sockets", &encoded(std::slice::from_ref(&frame)));
+    let decoded = Codec::default().decode(&mut BytesMut::from(&known[..]));
+    assert_eq!(decoded.unwrap(), Some(frame));
 }
 
 #[test]

@@ -64,7 +64,7 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
         match &row.fate {
             Fate::Refused(why) => objections.push(format!("{row}: {why}")),
             // Nobody can notice by a descriptor: a port's protection, a tool that looks at the namespace at this moment.
-            Fate::Reset(why) if matches!(row.class, Class::TcpTimeWait | Class::Foreign) => {
+            Fate::Reset(why) if matches!(row.class, Class::TcpTimeWaitStuck | Class::Foreign) => {
                 warnings.push(format!("{row}: {why}"))
             }
             // The program knows what it does not hand over; what it has not accepted yet it accepts before it saves.

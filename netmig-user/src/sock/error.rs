@@ -67,6 +67,12 @@ pub enum Error {
         /// What failed.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The kernel's part in reading what no process holds.
+    #[error("reading TCP sockets that no process holds")]
+    Adrift {
+        /// What failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A descriptor that was handed over and cannot be.
     #[error("{socket} was handed over, and cannot be: {why}")]
     NotPortable {

@@ -5,29 +5,27 @@
 //! (inet_iif, inet6_iif). So it works with any kind of link, and nothing outside takes part.
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
 };
 
 use netmig_core::image::v1::{
     conntrack::Translated,
-    sock::{Datagram, Endpoint, Key, Tcp, TcpState},
+    sock::{Datagram, Endpoint, Tcp, TcpState},
 };
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket};
 
-use super::{common, live::Live, md5};
+use super::{
+    common,
+    live::Live,
+    md5,
+    packet::{ACK, FIN, HIGHEST, Hops, PROTO_TCP, SIGNATURE, Segment, checksum, packet},
+};
 use crate::sys::sockopt;
 
-const ACK: u8 = 0x10;
-const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
-const PROTO_TCP: u8 = 6;
 const PROTO_UDP: u8 = 17;
 const PROTO_UDPLITE: u8 = 136;
-/// Bytes of the TCP-MD5 option, padded.
-const SIGNATURE: usize = 20;
-/// A socket may demand a high hop limit (IP_MINTTL, IPV6_MINHOPCOUNT).
-const HIGHEST: Hops = Hops { ttl: 255, tos: 0 };
 
 /// The raw sockets, one a family, made when they are first needed.
 #[derive(Debug, Default)]
@@ -102,6 +100,12 @@ impl Injector {
         )
     }
 
+    /// Delivers the FIN that the peer had sent after it had acknowledged ours.
+    pub(super) fn last_fin(&mut self, tcp: &Tcp) -> io::Result<()> {
+        let acknowledged = tcp.write_seq.wrapping_add(1);
+        self.own(tcp, tcp.rcv_nxt, acknowledged, peer_window(tcp), ACK | FIN)
+    }
+
     /// Makes our own stack tell the peer its window: a keepalive (RFC 9293, 3.8.4), seq = rcv_nxt - 1, which it answers with an ACK that
     /// is right in every field (tcp_send_dupack). At most one in 500 ms for a socket (tcp_oow_rate_limited).
     pub(super) fn keepalive(&mut self, tcp: &Tcp) -> io::Result<()> {
@@ -146,7 +150,8 @@ impl Injector {
             ack: live.rcv_nxt,
             window,
             flags: ACK,
-            stamps: live.stamp.map(|stamp| (stamp, 0)),
+            // Not before any that the stack has sent (PAWS): the last bit is not known.
+            stamps: live.stamp.map(|stamp| (stamp | 1, 0)),
             payload: &[],
             key: None,
         };
@@ -338,190 +343,4 @@ fn up_to(edge: u32, next: u32, shift: u8) -> u16 {
     let window = edge.wrapping_sub(next);
     let window = if window <= i32::MAX as u32 { window } else { 0 };
     u16::try_from(window >> shift).unwrap_or(u16::MAX)
-}
-
-/// A TCP segment.
-struct Segment<'a> {
-    from: Endpoint,
-    to: Endpoint,
-    seq: u32,
-    ack: u32,
-    /// As it stands in the header.
-    window: u16,
-    flags: u8,
-    /// tsval, tsecr.
-    stamps: Option<(u32, u32)>,
-    payload: &'a [u8],
-    /// Signs it.
-    key: Option<&'a Key>,
-}
-
-impl Segment<'_> {
-    fn bytes(&self) -> Vec<u8> {
-        let mut options = if self.stamps.is_some() { 12 } else { 0 };
-        let stamped = 20 + options;
-        if self.key.is_some() {
-            options += SIGNATURE;
-        }
-        let words = (20 + options) as u8 / 4;
-        let mut t = Vec::with_capacity(20 + options + self.payload.len());
-        t.extend_from_slice(&self.from.port.to_be_bytes());
-        t.extend_from_slice(&self.to.port.to_be_bytes());
-        t.extend_from_slice(&self.seq.to_be_bytes());
-        t.extend_from_slice(&self.ack.to_be_bytes());
-        t.extend_from_slice(&[words << 4, self.flags]);
-        t.extend_from_slice(&self.window.to_be_bytes());
-        t.extend_from_slice(&[0; 4]);
-        if let Some((tsval, tsecr)) = self.stamps {
-            t.extend_from_slice(&[1, 1, 8, 10]);
-            t.extend_from_slice(&tsval.to_be_bytes());
-            t.extend_from_slice(&tsecr.to_be_bytes());
-        }
-        if self.key.is_some() {
-            t.extend_from_slice(&[1, 1, 19, 18]);
-            t.extend_from_slice(&[0; 16]);
-        }
-        t.extend_from_slice(self.payload);
-        if let Some(key) = self.key {
-            let digest = md5::digest(self.from.ip, self.to.ip, &t, options, key);
-            t[stamped + 4..stamped + SIGNATURE].copy_from_slice(&digest);
-        }
-        let sum = checksum(self.from.ip, self.to.ip, PROTO_TCP, &t);
-        t[16..18].copy_from_slice(&sum.to_be_bytes());
-        t
-    }
-}
-
-/// What the IP header says besides the addresses.
-#[derive(Clone, Copy)]
-struct Hops {
-    ttl: u8,
-    tos: u8,
-}
-
-/// IPv4: the kernel fills in length, identification and checksum (raw_send_hdrinc).
-fn packet(
-    from: IpAddr,
-    to: IpAddr,
-    protocol: u8,
-    hops: Hops,
-    payload: &[u8],
-) -> io::Result<Vec<u8>> {
-    let Hops { ttl, tos } = hops;
-    let mut p = Vec::with_capacity(40 + payload.len());
-    match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            p.extend_from_slice(&[0x45, tos, 0, 0, 0, 0, 0, 0, ttl, protocol, 0, 0]);
-            p.extend_from_slice(&from.octets());
-            p.extend_from_slice(&to.octets());
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let length = u16::try_from(payload.len()).map_err(io::Error::other)?;
-            p.extend_from_slice(&[0x60 | tos >> 4, tos << 4, 0, 0]);
-            p.extend_from_slice(&length.to_be_bytes());
-            p.extend_from_slice(&[protocol, ttl]);
-            p.extend_from_slice(&from.octets());
-            p.extend_from_slice(&to.octets());
-        }
-        _ => return Err(io::Error::other("addresses of different families")),
-    }
-    p.extend_from_slice(payload);
-    Ok(p)
-}
-
-/// RFC 1071 over the pseudo header and the payload.
-fn checksum(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> u16 {
-    let mut sum = u64::from(protocol) + payload.len() as u64;
-    let mut add = |bytes: &[u8]| {
-        for pair in bytes.chunks(2) {
-            sum += u64::from(u16::from_be_bytes([
-                pair[0],
-                pair.get(1).copied().unwrap_or(0),
-            ]));
-        }
-    };
-    for ip in [from, to] {
-        match ip {
-            IpAddr::V4(ip) => add(&Ipv4Addr::octets(&ip)),
-            IpAddr::V6(ip) => add(&Ipv6Addr::octets(&ip)),
-        }
-    }
-    add(payload);
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use etherparse::{Ipv4Header, Ipv4HeaderSlice, Ipv6HeaderSlice, TcpSlice};
-
-    fn segment(
-        from: &str,
-        to: &str,
-        stamps: Option<(u32, u32)>,
-        payload: &'static [u8],
-    ) -> (Segment<'static>, Vec<u8>) {
-        let end = |ip: &str, port| Endpoint {
-            ip: ip.parse().expect("an address"),
-            port,
-            scope: 0,
-        };
-        let segment = Segment {
-            from: end(from, 6379),
-            to: end(to, 50_000),
-            seq: u32::MAX,
-            ack: 7,
-            window: 501,
-            flags: ACK | FIN,
-            stamps,
-            payload,
-            key: None,
-        };
-        let bytes = segment.bytes();
-        let packet =
-            packet(segment.from.ip, segment.to.ip, PROTO_TCP, HIGHEST, &bytes).expect("a packet");
-        (segment, packet)
-    }
-
-    #[test]
-    fn an_ipv4_segment_reads_back_with_a_right_checksum() {
-        let (sent, packet) = segment("192.0.2.1", "192.0.2.10", Some((123, 456)), b"odd");
-        let ip = Ipv4HeaderSlice::from_slice(&packet).expect("an IPv4 header");
-        let tcp = TcpSlice::from_slice(&packet[Ipv4Header::MIN_LEN..]).expect("a TCP header");
-        assert_eq!(
-            (ip.source(), ip.destination()),
-            ([192, 0, 2, 1], [192, 0, 2, 10])
-        );
-        assert_eq!((tcp.source_port(), tcp.destination_port()), (6379, 50_000));
-        assert_eq!(
-            (
-                tcp.sequence_number(),
-                tcp.acknowledgment_number(),
-                tcp.window_size()
-            ),
-            (u32::MAX, 7, 501)
-        );
-        assert!(tcp.ack() && tcp.fin() && !tcp.rst() && !tcp.syn());
-        assert_eq!(tcp.payload(), sent.payload);
-        assert_eq!(tcp.options(), [1, 1, 8, 10, 0, 0, 0, 123, 0, 0, 1, 200]);
-        assert_eq!(
-            tcp.calc_checksum_ipv4(ip.source(), ip.destination()),
-            Ok(tcp.checksum())
-        );
-    }
-
-    #[test]
-    fn an_ipv6_segment_reads_back_with_a_right_checksum() {
-        let (_, packet) = segment("2001:db8::1", "2001:db8::10", None, b"");
-        let ip = Ipv6HeaderSlice::from_slice(&packet).expect("an IPv6 header");
-        let tcp = TcpSlice::from_slice(&packet[40..]).expect("a TCP header");
-        assert_eq!((ip.payload_length(), ip.hop_limit()), (20, 255));
-        assert_eq!(
-            tcp.calc_checksum_ipv6(ip.source(), ip.destination()),
-            Ok(tcp.checksum())
-        );
-    }
 }

@@ -1,5 +1,9 @@
 //! What the source keeps of a dump until the move is decided.
-use std::{collections::HashMap, os::fd::OwnedFd, path::Path};
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
 
 use netmig_core::{
     image::v1::sock::{Common, Tcp},
@@ -7,7 +11,7 @@ use netmig_core::{
 };
 
 use super::{
-    accept, common,
+    accept, adrift, common,
     diag::Found,
     error::{Error, On},
     holders::Held,
@@ -27,6 +31,9 @@ pub struct Kept {
     connecting: Vec<Socket>,
     /// Accepted away from a listener, with what they are.
     accepted: Vec<(OwnedFd, Tcp)>,
+    /// What no process holds and the image has.
+    adrift: Vec<Found>,
+    netns: PathBuf,
     seen: Option<Seen>,
 }
 
@@ -93,7 +100,7 @@ impl Kept {
     }
 
     /// The container lives at the target: its connections here end without a FIN, an RST or an orphan, so that nothing of them is left
-    /// in a namespace that stays. They are put into repair, in which the last close is silent (tcp_close), so the tasks must never run
+    /// in a namespace that stays; what no process holds is ended first. They are put into repair, in which the last close is silent (tcp_close), so the tasks must never run
     /// again. Goes on after an error and reports them all.
     pub fn silence(self) -> Vec<Error> {
         let repair = |s: &Socket| {
@@ -105,11 +112,19 @@ impl Kept {
                 .on("entering TCP_REPAIR", tcp)
                 .err()
         });
+        let adrift = match within(&self.netns, || {
+            Ok::<_, Error>(adrift::destroy(&self.adrift))
+        }) {
+            _ if self.adrift.is_empty() => Vec::new(),
+            Ok(failed) => failed,
+            Err(e) => vec![e],
+        };
         self.sockets
             .iter()
             .chain(&self.connecting)
             .filter_map(|s| repair(s).err())
             .chain(accepted)
+            .chain(adrift)
             .collect()
     }
 
@@ -155,6 +170,14 @@ impl Kept {
             held,
             engine,
         });
+    }
+
+    pub(super) fn lived_in(&mut self, netns: &Path) {
+        self.netns = netns.to_owned();
+    }
+
+    pub(super) fn adrift(&mut self, sockets: Vec<Found>) {
+        self.adrift = sockets;
     }
 
     pub(super) fn accepted(&mut self, fd: OwnedFd, tcp: Tcp) {

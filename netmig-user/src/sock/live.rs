@@ -46,7 +46,7 @@ pub struct Live {
     pub rcv_wnd: u32,
     /// Largest window that the peer has ever announced, in bytes.
     pub max_window: u32,
-    /// The stamp that it would send when [`live`] returns; none without timestamps.
+    /// TCP_TIMESTAMP when [`live`] returned: bit 0 is its unit, so a segment may have been stamped a tick later. None without timestamps.
     pub stamp: Option<u32>,
     /// Shift of the windows that it announces; 0 without the option.
     pub rcv_wscale: u8,
@@ -352,7 +352,7 @@ fn read(fd: &OwnedFd, local: Endpoint, peer: Endpoint) -> Result<Option<(Live, D
         let [_, _, max_window, rcv_wnd, rcv_wup]: [u32; 5] =
             sockopt::read(fd, libc::SOL_TCP, libc::TCP_REPAIR_WINDOW)
                 .on("reading TCP_REPAIR_WINDOW", &name)?;
-        let stamp = sockopt::read(fd, libc::SOL_TCP, libc::TCP_TIMESTAMP)
+        let stamp: u32 = sockopt::read(fd, libc::SOL_TCP, libc::TCP_TIMESTAMP)
             .on("reading TCP_TIMESTAMP", &name)?;
         repair.queue(TCP_SEND_QUEUE)?;
         let write_seq = repair.seq()?;
@@ -375,6 +375,8 @@ fn read(fd: &OwnedFd, local: Endpoint, peer: Endpoint) -> Result<Option<(Live, D
             rcv_wup,
             rcv_wnd,
             max_window,
+            // Bit 0 is not the clock's (6.12), and a peer does not hear what is older than the last it has heard (tcp_paws_check): with
+            // the bit it is at most one tick early.
             stamp: (options & 1 != 0).then_some(stamp),
             rcv_wscale: if options & 4 != 0 { scales >> 4 } else { 0 },
             rcv_mss: number(84),

@@ -4,7 +4,7 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use netmig_core::image::v1::sock::{Common, Endpoint, Sockets};
+use netmig_core::image::v1::sock::{Common, Endpoint, Sockets, Tcp};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockProtocol, SockType, bind, connect, listen, socket,
 };
@@ -58,6 +58,11 @@ pub fn make(image: &Sockets) -> Result<Vec<Made>, Error> {
         made.push((numbers(&tcp.common), fd));
     }
     Ok(made)
+}
+
+/// A socket for a connection that no descriptor held, in CLOSE.
+pub(super) fn closed(tcp: &Tcp) -> Result<OwnedFd, Error> {
+    new(&tcp.common, SockType::Stream, tcp)
 }
 
 fn numbers(common: &Common) -> Vec<i32> {

@@ -5,11 +5,14 @@
 //! [`restore`] rebuilds the connections in the descriptors that the engine has made at the target, behind the closed gate, and
 //! [`Rebuilt::open`] starts them once the gate passes: no timer is waited for.
 mod accept;
+mod adrift;
+mod btf;
 mod calm;
 mod common;
 mod connecting;
 mod diag;
 mod error;
+mod finder;
 mod flows;
 mod groups;
 mod holders;
@@ -21,6 +24,7 @@ mod make;
 mod md5;
 mod nexthop;
 pub mod option;
+mod packet;
 mod pair;
 mod procnet;
 mod rebuilt;
@@ -82,7 +86,11 @@ pub fn dump(netns: &Path, pids: &[i32]) -> Result<(Sockets, Kept), Error> {
 /// # Errors
 /// As there; and if something was handed over that the image cannot hold.
 pub fn dump_under(netns: &Path, pids: &[i32], engine: Engine) -> Result<(Sockets, Kept), Error> {
-    within(netns, || dump_here(holders::Held::by(pids)?, engine))
+    within(netns, || {
+        let (image, mut kept) = dump_here(holders::Held::by(pids)?, engine)?;
+        kept.lived_in(netns);
+        Ok((image, kept))
+    })
 }
 
 fn dump_here(held: holders::Held, engine: Engine) -> Result<(Sockets, Kept), Error> {
@@ -97,10 +105,17 @@ fn dump_here(held: holders::Held, engine: Engine) -> Result<(Sockets, Kept), Err
     let mut fresh = option::Fresh::default();
     let mut groups = groups::Groups::default();
     let waiting = take_waiting(&found, &held, &mut image, &mut kept, &mut fresh)?;
+    kept.adrift(adrift::dump(
+        found.iter().filter(|f| f.kind == Kind::Tcp && f.inode == 0),
+        &mut image,
+    )?);
     for socket in found.iter().filter(|f| !waiting.contains(&f.ends())) {
         let Some(owned) = held.get(socket.inode) else {
             let row = rows::row(socket, &held, engine)?;
-            if !matches!(row.class, Class::Kernel | Class::Foreign) && concerns(&row, engine) {
+            if !matches!(row.class, Class::Kernel | Class::Foreign)
+                && row.fate != Fate::Moves
+                && concerns(&row, engine)
+            {
                 image.left.push(left(&row));
             }
             continue;
@@ -219,6 +234,14 @@ fn left(row: &Row) -> Left {
         socket: format!("{} {} {} {}", row.kind, row.state, row.local, row.peer),
         why: row.fate.to_string(),
     }
+}
+
+/// Loads what a [`restore`] may need into the kernel: some 0.1 s that do not belong into a blackout.
+///
+/// # Errors
+/// If the kernel refuses a program; a restore then tries again, and names what it loses.
+pub fn prepare() -> Result<(), Error> {
+    accept::prepare()
 }
 
 /// Rebuilds the image's sockets in the descriptors that the engine has restored (closed and shut down) in the stopped tasks `pids`,

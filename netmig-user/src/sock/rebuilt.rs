@@ -1,29 +1,34 @@
 //! What a restore has rebuilt at the target, until it is open.
 use std::{
-    collections::HashMap,
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use netmig_core::image::v1::{
     conntrack::Translated,
-    sock::{Common, Datagram, Holder, Interface, Membership, Sockets, Tcp, TcpState},
+    sock::{Datagram, Interface, Membership, Sockets, Tcp, TcpState},
 };
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{
-    accept, common, connecting,
+    accept,
+    adrift::{self, Orphan},
+    common, connecting,
     error::{Error, On},
+    finder::{Finder, Placed, State},
     groups,
-    holders::{Place, make_room},
+    holders::make_room,
     inject::Injector,
     listen,
     option::{self, Refused, When},
     tcp::{self, Kernels},
     udp,
 };
-use crate::sys::{netns::within, pidfd::PidFd, sockopt};
+use crate::sys::netns::within;
 
 /// Connections that stand at the target behind its closed gate.
 #[derive(Debug)]
@@ -35,6 +40,8 @@ pub struct Rebuilt {
     refused: Vec<Refused>,
     /// In accept queues.
     waiting: Vec<Tcp>,
+    /// Until the opening.
+    orphans: Mutex<Vec<Orphan>>,
     lost: Vec<String>,
     inner_open: AtomicBool,
 }
@@ -78,8 +85,6 @@ pub struct Opened {
     /// Datagrams delivered out of receive queues.
     pub datagrams: usize,
 }
-
-type Placed<'a> = &'a (dyn Fn(&Holder) -> Option<Place> + Sync);
 
 impl Rebuilt {
     /// Opens everything: the gate passes now, the tasks are still stopped. Queued datagrams are delivered; every connection learns its
@@ -128,6 +133,18 @@ impl Rebuilt {
             for tcp in self.waiting.iter().filter(|t| !t.state.fin_received()) {
                 let told = injector.keepalive(tcp).on("making it tell its window", tcp);
                 failed = failed.or(told.err());
+            }
+            let orphans =
+                std::mem::take(&mut *self.orphans.lock().unwrap_or_else(PoisonError::into_inner));
+            for orphan in orphans {
+                let ends = Starting {
+                    fd: orphan.fd(),
+                    tcp: &orphan.tcp,
+                    flight: &[],
+                    inner: false,
+                };
+                failed = failed.or(ends.start(&mut injector, false).err());
+                orphan.close();
             }
             let outer = self.connections.iter().filter(|c| !c.inner);
             let opened = start(outer, &mut injector, later);
@@ -194,8 +211,9 @@ impl Rebuilt {
             return Err(e);
         }
         rebuilt.others(image, place, kernels)?;
+        rebuilt.lost = rebuilt.unheld(image, kernels)?;
         // A kernel that cannot loses them, and the connections that can live do.
-        rebuilt.lost = accept::put(&rebuilt.waiting, kernels).unwrap_or_else(|e| {
+        let in_queues = accept::put(&rebuilt.waiting, kernels).unwrap_or_else(|e| {
             let why = std::error::Error::source(&e).map(ToString::to_string);
             let named = rebuilt.waiting.iter().map(ToString::to_string);
             let which: Vec<String> = named.collect();
@@ -206,6 +224,7 @@ impl Rebuilt {
                 why.unwrap_or_default()
             )]
         });
+        rebuilt.lost.extend(in_queues);
         Ok(rebuilt)
     }
 
@@ -235,10 +254,7 @@ impl Rebuilt {
         place: Placed<'_>,
         kernels: Kernels,
     ) -> Result<(), Error> {
-        let mut found = Finder {
-            place,
-            processes: HashMap::new(),
-        };
+        let mut found = Finder::new(place);
         let interfaces = common::interfaces()?;
         let here = |end| common::rescope(end, &image.interfaces, &interfaces);
         for connecting in &image.connecting {
@@ -258,14 +274,29 @@ impl Rebuilt {
         Ok(())
     }
 
+    /// What no process held. Those that cannot be rebuilt are said.
+    fn unheld(&mut self, image: &Sockets, kernels: Kernels) -> Result<Vec<String>, Error> {
+        let interfaces = common::interfaces()?;
+        let here = |end| common::rescope(end, &image.interfaces, &interfaces);
+        let moved = |tcps: &[Tcp]| -> Vec<Tcp> {
+            let at_home = |tcp: &Tcp| Tcp {
+                local: here(tcp.local),
+                peer: here(tcp.peer),
+                ..tcp.clone()
+            };
+            tcps.iter().map(at_home).collect()
+        };
+        let (orphans, mut lost) = adrift::orphans(moved(&image.orphans), kernels);
+        self.orphans = Mutex::new(orphans);
+        lost.extend(adrift::end(moved(&image.time_wait), kernels)?);
+        Ok(lost)
+    }
+
     fn find(netns: &Path, image: &Sockets, place: Placed<'_>, state: State) -> Result<Self, Error> {
         make_room(image.tcp.len())?;
         let interfaces = common::interfaces()?;
         let here = |end| common::rescope(end, &image.interfaces, &interfaces);
-        let mut found = Finder {
-            place,
-            processes: HashMap::new(),
-        };
+        let mut found = Finder::new(place);
         let mut connections = Vec::with_capacity(image.tcp.len());
         for tcp in &image.tcp {
             let fd = found.duplicate(&tcp.common, &tcp.to_string())?;
@@ -324,6 +355,7 @@ impl Rebuilt {
             datagrams,
             refused: Vec::new(),
             waiting: waiting.collect(),
+            orphans: Mutex::default(),
             lost: Vec::new(),
             inner_open: AtomicBool::new(false),
         })
@@ -340,7 +372,13 @@ fn start<'a>(
     let mut failed = None;
     for c in connections {
         opened.connections += 1;
-        match c.start(injector, later(&c.tcp)) {
+        let starting = Starting {
+            fd: &c.fd,
+            tcp: &c.tcp,
+            flight: &c.flight,
+            inner: c.inner,
+        };
+        match starting.start(injector, later(&c.tcp)) {
             Ok(probed) => opened.probed += usize::from(probed),
             Err(e) => failed = failed.or(Some(e)),
         }
@@ -348,10 +386,18 @@ fn start<'a>(
     failed.map_or(Ok(opened), Err)
 }
 
-impl Connection {
+/// A connection at its opening.
+struct Starting<'a> {
+    fd: &'a OwnedFd,
+    tcp: &'a Tcp,
+    flight: &'a [u8],
+    inner: bool,
+}
+
+impl Starting<'_> {
     fn start(&self, injector: &mut Injector, later: bool) -> Result<bool, Error> {
-        let tcp = &self.tcp;
-        let refused = option::apply(&self.fd, &tcp.common.settings, When::Open, tcp);
+        let tcp = self.tcp;
+        let refused = option::apply(self.fd, &tcp.common.settings, When::Open, tcp);
         // Which FIN came first decides between LAST_ACK and CLOSING.
         if matches!(tcp.state, TcpState::CloseWait | TcpState::LastAck) {
             injector.fin(tcp).on("delivering the peer's FIN", tcp)?;
@@ -359,7 +405,9 @@ impl Connection {
         if tcp.state.fin_written() {
             shutdown(self.fd.as_raw_fd(), Shutdown::Write).on("shutting it down", tcp)?;
         }
-        if tcp.peer_window > 0 || tcp.state == TcpState::FinWait2 {
+        // In LAST_ACK the peer's FIN has told it, and the answer to ours may have ended the connection: what comes then draws a RST.
+        let ending = tcp.state == TcpState::LastAck;
+        if (tcp.peer_window > 0 && !ending) || tcp.state == TcpState::FinWait2 {
             injector
                 .window(tcp)
                 .on("telling it the peer's window", tcp)?;
@@ -386,90 +434,17 @@ impl Connection {
         let probe =
             !self.inner && (tcp.in_flight() > 0 || tcp.peer_window < tcp.window.max_window / 2);
         if probe {
-            let stamp = tcp::stamp(&self.fd, tcp)?;
+            let stamp = tcp::stamp(self.fd, tcp)?;
             injector
                 .probe(tcp, stamp)
                 .on("asking its peer for an ACK", tcp)?;
             injector
-                .resend(tcp, stamp, &self.flight)
+                .resend(tcp, stamp, self.flight)
                 .on("sending what was in flight once more", tcp)?;
         }
         match refused.into_iter().next() {
             Some(Refused { source, .. }) => Err(source).on("setting a timer option", tcp),
             None => Ok(probe),
         }
-    }
-}
-
-/// What a descriptor must hold.
-#[derive(Clone, Copy)]
-enum State {
-    /// A TCP socket in CLOSE, as the engine leaves it.
-    Closed,
-    /// The connection itself.
-    Connected,
-}
-
-impl State {
-    fn expect(self, fd: &OwnedFd, tcp: &Tcp) -> Result<(), Error> {
-        const CLOSE: u32 = 7;
-        let mismatch = |what: String| Error::Mismatch {
-            socket: tcp.to_string(),
-            holder: tcp.common.holders[0],
-            what,
-        };
-        let int = |name| sockopt::int(fd, libc::SOL_SOCKET, name);
-        let family = if tcp.common.v6 {
-            libc::AF_INET6
-        } else {
-            libc::AF_INET
-        };
-        match (int(libc::SO_DOMAIN), int(libc::SO_PROTOCOL)) {
-            (Ok(domain), Ok(libc::IPPROTO_TCP)) if domain == family => {}
-            (Ok(domain), Ok(protocol)) => {
-                return Err(mismatch(format!(
-                    "a socket of family {domain}, protocol {protocol}"
-                )));
-            }
-            (Err(e), _) | (_, Err(e)) => return Err(mismatch(format!("no socket: {e}"))),
-        }
-        let state: u32 = sockopt::read::<u32>(fd, libc::SOL_TCP, libc::TCP_INFO)
-            .on("reading TCP_INFO", tcp)?
-            & 0xff;
-        match self {
-            Self::Closed if state != CLOSE => Err(mismatch(format!(
-                "a TCP socket in state {state}, not closed"
-            ))),
-            Self::Connected if state == CLOSE => Err(mismatch("a closed TCP socket".to_owned())),
-            _ => Ok(()),
-        }
-    }
-}
-
-struct Finder<'a> {
-    place: Placed<'a>,
-    processes: HashMap<i32, PidFd>,
-}
-
-impl Finder<'_> {
-    fn duplicate(&mut self, common: &Common, socket: &str) -> Result<OwnedFd, Error> {
-        for holder in &common.holders {
-            let Some(Place { pid, fd }) = (self.place)(holder) else {
-                continue;
-            };
-            let process = match self.processes.entry(pid) {
-                std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-                std::collections::hash_map::Entry::Vacant(new) => {
-                    new.insert(PidFd::open(pid).on("opening its process", &socket)?)
-                }
-            };
-            if let Ok(fd) = process.fd(fd) {
-                return Ok(fd);
-            }
-        }
-        Err(Error::Missing {
-            socket: socket.to_owned(),
-            holder: common.holders[0],
-        })
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::HashSet, os::fd::OwnedFd};
 use netmig_core::socket::{ARRIVALS, Class, ECN, Engine, Fate, Kind, Owner, Row, State, rule_for};
 
 use super::{
-    accept, common,
+    accept, adrift, common,
     diag::{self, Found},
     error::Error,
     holders::Held,
@@ -14,6 +14,10 @@ use crate::sys::sockopt;
 
 /// All rows of the caller's namespace: what the kernel lists, and what the processes hold besides.
 pub(super) fn rows(held: &Held, engine: Engine) -> Result<Vec<Row>, Error> {
+    // What the kernel has to be asked once is asked now, and not in a blackout.
+    if !adrift::readable() || !accept::supported() {
+        tracing::debug!("this kernel does not let all sockets move that no process holds");
+    }
     let found = diag::all()?;
     let mut fresh = Fresh::default();
     let mut rows = Vec::with_capacity(found.len());
@@ -113,7 +117,7 @@ pub(super) fn classify(socket: &Found, held: &Held) -> Class {
 
 fn tcp(socket: &Found, owned: bool) -> Class {
     match socket.state {
-        State::TimeWait => Class::TcpTimeWait,
+        State::TimeWait => adrift::classify(socket),
         State::SynRecv => Class::TcpSynRecv,
         _ if socket.ulp == "mptcp" => Class::MptcpPath,
         // close() leaves no socket in these two states: one without an inode has not been accepted yet.
@@ -124,7 +128,7 @@ fn tcp(socket: &Found, owned: bool) -> Class {
                 Class::TcpEmbryoStuck
             }
         }
-        _ if socket.inode == 0 => Class::TcpOrphan,
+        _ if socket.inode == 0 => adrift::classify(socket),
         _ if !owned => Class::TcpElsewhere,
         _ if !socket.ulp.is_empty() => Class::TcpUlp,
         State::Established => Class::TcpEstablished,

@@ -212,7 +212,9 @@ pub(super) fn rebuild(
         TCP_RECV_QUEUE,
         tcp.rcv_nxt.wrapping_sub(seq(tcp.recv.len())?),
     )?;
-    if let Err(source) = sockopt::set(fd, TCP, libc::TCP_CONGESTION, tcp.congestion.as_bytes()) {
+    if !tcp.congestion.is_empty()
+        && let Err(source) = sockopt::set(fd, TCP, libc::TCP_CONGESTION, tcp.congestion.as_bytes())
+    {
         refused.push(Refused {
             option: format!("TCP_CONGESTION {}", tcp.congestion),
             socket: name.clone(),

@@ -83,6 +83,14 @@ impl Waiting {
         assert_eq!(waiting.count(), CLIENTS, "{json:#}");
     }
 
+    /// Leaves connections in TIME_WAIT at the container: redis ends them first.
+    fn leaves_some(&self) {
+        let quit = "import socket, sys\nfor at in sys.argv[1:]:\n s = socket.create_connection((at, 6379), 5)\n s.sendall(b'QUIT\\r\\n')\n while s.recv(100): pass\n s.close()";
+        let (v4, v6) = (self.container.ipv4(), self.container.ipv6());
+        let run = ["python3", "-c", quit, &v4, &v6];
+        self.story.peer().run(&run).expect("both end");
+    }
+
     /// What the servers have to say, wherever they are.
     fn told(&self) -> String {
         let log = Cmd::new(["podman", "logs", "web"]);
@@ -124,7 +132,12 @@ fn what_waits_for_a_process_moves_there_and_back() {
     let waiting = Waiting::up("waiting");
     waiting.is_listed();
     for from in [waiting.story.a(), waiting.story.b()] {
+        waiting.leaves_some();
         let ended = waiting.story.moves(from, &waiting.container);
+        let over = fates(&ended, "tcp-time-wait");
+        assert!(over.len() >= 2, "{over:?}");
+        assert!(over.iter().all(|fate| fate == "moves"), "{over:?}");
+        assert!(!ended.said().contains("not protected"), "{}", ended.said());
         assert_eq!(fates(&ended, "tcp-embryo"), vec!["moves"; CLIENTS]);
         assert_eq!(
             fates(&ended, "tcp-syn-sent"),

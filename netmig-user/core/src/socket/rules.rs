@@ -14,14 +14,18 @@ pub enum Class {
     TcpCloseWait,
     /// TCP that has sent its FIN, with a descriptor (FIN_WAIT1, FIN_WAIT2, CLOSING, LAST_ACK after shutdown).
     TcpShut,
-    /// TCP that was closed by its process and is still sending or waiting, no descriptor.
+    /// TCP that was closed by its process, no descriptor: only FINs are under way.
     TcpOrphan,
+    /// The same with bytes to send, with its other end in the container, or on a kernel that does not let it be read.
+    TcpOrphanStuck,
     /// TCP connection in an accept queue.
     TcpEmbryo,
     /// The same on a kernel that cannot put it back.
     TcpEmbryoStuck,
     /// TCP in TIME_WAIT.
     TcpTimeWait,
+    /// The same with its other end in the container, or on a kernel that does not let it be read.
+    TcpTimeWaitStuck,
     /// TCP whose connect() is under way.
     TcpSynSent,
     /// TCP in a SYN queue.
@@ -176,6 +180,7 @@ pub const RULES: &[Rule] = {
     const QUEUED: &str = "an accept queue is carried from Linux 6.9 on; move when it is accepted";
     const NO_ECN: Verdict = Without(&[ECN]);
     const NO_PORT: &str = "the port is not protected at the target";
+    const CLOSED: &str = "its program has closed it, and what it still has to send is not carried; move when it is sent";
     const RETRY: &str = "the peer repeats its SYN";
     const OPAQUE: &str = "the kernel does not let its state out; close it before the move";
     const MPTCP: &str = "CRIU refuses MPTCP descriptors; run the program without MPTCP (Go: GODEBUG=multipathtcp=0)";
@@ -185,15 +190,12 @@ pub const RULES: &[Rule] = {
         rule(TcpEstablished, Criu, TRIO, NO_ECN),
         rule(TcpCloseWait, Criu, TRIO, NO_ECN),
         rule(TcpShut, Criu, TRIO, NO_ECN),
-        rule(
-            TcpOrphan,
-            Criu,
-            NOBODY,
-            Reset("no process holds it, and its unsent bytes are not carried"),
-        ),
+        rule(TcpOrphan, Criu, SELF_MADE, Moves),
+        rule(TcpOrphanStuck, Criu, NOBODY, Reset(CLOSED)),
         rule(TcpEmbryo, Criu, SELF_MADE, Moves),
         rule(TcpEmbryoStuck, Criu, NOBODY, Reset(QUEUED)),
-        rule(TcpTimeWait, Criu, NOBODY, Reset(NO_PORT)),
+        rule(TcpTimeWait, Criu, SELF_MADE, Moves),
+        rule(TcpTimeWaitStuck, Criu, NOBODY, Reset(NO_PORT)),
         rule(TcpSynSent, Criu, TRIO, Moves),
         rule(TcpSynRecv, Criu, NOBODY, Reset(RETRY)),
         rule(TcpListen, Criu, ENGINE, Moves),
@@ -285,15 +287,12 @@ pub const RULES: &[Rule] = {
         rule(TcpEstablished, Handoff, SELF_MADE, NO_ECN),
         rule(TcpCloseWait, Handoff, SELF_MADE, NO_ECN),
         rule(TcpShut, Handoff, SELF_MADE, NO_ECN),
-        rule(
-            TcpOrphan,
-            Handoff,
-            NOBODY,
-            Reset("no process holds it, and its unsent bytes are not carried"),
-        ),
+        rule(TcpOrphan, Handoff, SELF_MADE, Moves),
+        rule(TcpOrphanStuck, Handoff, NOBODY, Reset(CLOSED)),
         rule(TcpEmbryo, Handoff, SELF_MADE, Moves),
         rule(TcpEmbryoStuck, Handoff, NOBODY, Reset(QUEUED)),
-        rule(TcpTimeWait, Handoff, NOBODY, Reset(NO_PORT)),
+        rule(TcpTimeWait, Handoff, SELF_MADE, Moves),
+        rule(TcpTimeWaitStuck, Handoff, NOBODY, Reset(NO_PORT)),
         rule(
             TcpSynSent,
             Handoff,
@@ -411,7 +410,10 @@ mod tests {
 
     #[test]
     fn only_tcp_and_udp_are_handed_over() {
-        use Class::{TcpCloseWait, TcpEmbryo, TcpEstablished, TcpListen, TcpShut, Udp, UdpQueued};
+        use Class::{
+            TcpCloseWait, TcpEmbryo, TcpEstablished, TcpListen, TcpOrphan, TcpShut, TcpTimeWait,
+            Udp, UdpQueued,
+        };
         let created: HashSet<Class> = RULES
             .iter()
             .filter(|r| r.engine == Engine::Handoff && r.creates != By::Nobody)
@@ -422,6 +424,8 @@ mod tests {
             TcpCloseWait,
             TcpShut,
             TcpEmbryo,
+            TcpOrphan,
+            TcpTimeWait,
             TcpListen,
             Udp,
             UdpQueued,

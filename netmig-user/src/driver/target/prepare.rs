@@ -22,6 +22,7 @@ use crate::{
     gate::Gate,
     host, net,
     runtime::{self, Accepted, podman},
+    sock,
 };
 
 /// Longest time to wait for an answer to an ARP or ND probe.
@@ -115,6 +116,9 @@ impl Steps {
         self.state().made.container = Some(created.clone());
         self.remember();
         self.build_network(&netns, &question)?;
+        if let Err(e) = sock::prepare() {
+            self.warn(format!("{:#}", anyhow::Error::from(e)));
+        }
         Ok(kit.stand_by(&container, &created, &self.over)?)
     }
 

@@ -1,8 +1,8 @@
 //! The object `accept`, loaded and attached at `lo`.
-use std::{fs, sync::OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use aya::{
-    EbpfLoader, include_bytes_aligned,
+    Ebpf, EbpfLoader, include_bytes_aligned,
     maps::HashMap,
     programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
 };
@@ -10,6 +10,8 @@ use netmig_common::{
     FlowKey,
     accept::{KFUNC_PLACE, Waiting},
 };
+
+use crate::sock::btf::Btf;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/accept"));
 const KFUNC: &str = "bpf_sk_assign_tcp_reqsk";
@@ -21,25 +23,50 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// Number of the kernel's function in its own type information; none: older than 6.9, or without type information.
 pub(super) fn number() -> Option<u32> {
     static NUMBER: OnceLock<Option<u32>> = OnceLock::new();
-    *NUMBER.get_or_init(|| function(&fs::read("/sys/kernel/btf/vmlinux").ok()?, KFUNC))
+    *NUMBER.get_or_init(|| Btf::kernel()?.function(KFUNC))
+}
+
+/// An object that was loaded ahead, for the next [`Program::attach`].
+static AHEAD: Mutex<Option<Ebpf>> = Mutex::new(None);
+
+/// Loads the object for the next [`Program::attach`]: that takes longer than a blackout should.
+pub(super) fn load_ahead() -> Result<(), Failure> {
+    let mut ahead = AHEAD.lock().unwrap_or_else(PoisonError::into_inner);
+    if ahead.is_none() {
+        *ahead = Some(load()?);
+    }
+    Ok(())
+}
+
+fn load() -> Result<Ebpf, Failure> {
+    let number = number().ok_or("this kernel has no bpf_sk_assign_tcp_reqsk (Linux 6.9)")?;
+    let mut object = OBJECT.to_vec();
+    fill_in(&mut object, number).ok_or("the embedded object is malformed")?;
+    // Nothing in the object depends on where a kernel has its fields.
+    let mut object = EbpfLoader::new().btf(None).load(&object)?;
+    program(&mut object)?.load()?;
+    Ok(object)
+}
+
+fn program(object: &mut Ebpf) -> Result<&mut SchedClassifier, Failure> {
+    Ok(object
+        .program_mut(PROGRAM)
+        .ok_or("the embedded object lacks its program")?
+        .try_into()?)
 }
 
 /// The program at `lo` of the caller's namespace, until it is dropped.
-pub(super) struct Program(aya::Ebpf);
+pub(super) struct Program(Ebpf);
 
 impl Program {
     pub(super) fn attach() -> Result<Self, Failure> {
-        let number = number().ok_or("this kernel has no bpf_sk_assign_tcp_reqsk (Linux 6.9)")?;
-        let mut object = OBJECT.to_vec();
-        fill_in(&mut object, number).ok_or("the embedded object is malformed")?;
-        let mut object = EbpfLoader::new().load(&object)?;
-        let program: &mut SchedClassifier = object
-            .program_mut(PROGRAM)
-            .ok_or("the embedded object lacks its program")?
-            .try_into()?;
-        program.load()?;
+        let ahead = AHEAD.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut object = match ahead {
+            Some(object) => object,
+            None => load()?,
+        };
         // Last: a gate at `lo` has the first word.
-        program.attach_with_options(
+        program(&mut object)?.attach_with_options(
             "lo",
             TcAttachType::Ingress,
             TcAttachOptions::TcxOrder(LinkOrder::last()),
@@ -98,56 +125,9 @@ fn fill_in(object: &mut [u8], number: u32) -> Option<()> {
     (filled > 0).then_some(())
 }
 
-/// Number of a function in type information (Documentation/bpf/btf.rst), native byte order.
-fn function(btf: &[u8], name: &str) -> Option<u32> {
-    const FUNC: u32 = 12;
-    let word = |at: usize| Some(u32::from_ne_bytes(btf.get(at..at + 4)?.try_into().ok()?));
-    let offset = |at: usize| word(at).and_then(|w| usize::try_from(w).ok());
-    let header = offset(4)?;
-    let types = header + offset(8)?;
-    let end = types + offset(12)?;
-    let names = header + offset(16)?;
-    let mut at = types;
-    let mut number = 0;
-    while at < end {
-        number += 1;
-        let info = word(at + 4)?;
-        let members = usize::try_from(info & 0xffff).ok()?;
-        let kind = info >> 24 & 0x1f;
-        if kind == FUNC {
-            let text = btf.get(names + offset(at)?..)?;
-            if text.starts_with(name.as_bytes()) && text.get(name.len()) == Some(&0) {
-                return Some(number);
-            }
-        }
-        at += 12
-            + match kind {
-                // INT, VAR, DECL_TAG
-                1 | 14 | 17 => 4,
-                // ARRAY
-                3 => 12,
-                // STRUCT, UNION, DATASEC, ENUM64
-                4 | 5 | 15 | 19 => members * 12,
-                // ENUM, FUNC_PROTO
-                6 | 13 => members * 8,
-                _ => 0,
-            };
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn functions_are_found_in_the_kernel() {
-        let bytes = fs::read("/sys/kernel/btf/vmlinux").expect("type information");
-        let [rcv, close] = ["tcp_v4_rcv", "tcp_close"].map(|name| function(&bytes, name));
-        assert!(rcv.is_some() && close.is_some() && rcv != close);
-        assert_eq!(function(&bytes, "no_such_function"), None);
-        assert_eq!(function(b"short", "tcp_close"), None);
-    }
 
     #[test]
     fn every_call_is_filled_in() {

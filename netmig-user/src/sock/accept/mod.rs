@@ -44,6 +44,17 @@ pub fn supported() -> bool {
     kfunc::number().is_some()
 }
 
+/// Makes ready what [`put`] needs. On a kernel that cannot put a connection into an accept queue there is nothing to make ready.
+///
+/// # Errors
+/// The kernel refuses the program.
+pub(super) fn prepare() -> Result<(), Error> {
+    if !supported() {
+        return Ok(());
+    }
+    kfunc::load_ahead().map_err(|source| Error::Accept { source })
+}
+
 /// Accepts what waits at a listener whose tasks are stopped: at most `waiting` connections, in their order. Its mode (O_NONBLOCK) stays.
 pub(super) fn take(
     listener: &OwnedFd,

@@ -27,6 +27,10 @@ pub struct Sockets {
     pub connecting: Vec<Connecting>,
     /// TCP connections in the accept queues of `listeners`, oldest first: no descriptor holds them.
     pub waiting: Vec<Tcp>,
+    /// TCP connections that were closed while their FINs were under way, and that no descriptor holds. Nothing waits in their queues.
+    pub orphans: Vec<Tcp>,
+    /// TCP connections in TIME_WAIT, as they were before the peer's FIN, which follows at `rcv_nxt`.
+    pub time_wait: Vec<Tcp>,
     /// TCP listeners. Under CRIU they come back on their descriptor by themselves.
     pub listeners: Vec<Listener>,
     /// UDP sockets.
@@ -242,7 +246,7 @@ pub struct Tcp {
     pub peer_window: u32,
     /// The peer's newest timestamp that was accepted, where it is known.
     pub ts_recent: Option<u32>,
-    /// TCP_CONGESTION.
+    /// TCP_CONGESTION; empty: not known, the target's own.
     pub congestion: String,
     /// Congestion window in segments.
     pub cwnd: u32,

@@ -1,7 +1,7 @@
 //! What an image must be before anything is made of it.
 use std::collections::HashSet;
 
-use super::{Common, KEY_LIMIT, Membership, QUEUE_LIMIT, SOURCE_LIMIT, Sockets, Tcp};
+use super::{Common, KEY_LIMIT, Membership, QUEUE_LIMIT, SOURCE_LIMIT, Sockets, Tcp, TcpState};
 
 /// What is wrong with an image.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -107,6 +107,39 @@ impl Sockets {
                 return Err(wrong(
                     "it waits in an accept queue, and nobody listens there",
                 ));
+            }
+        }
+        for (tcp, ended) in self
+            .orphans
+            .iter()
+            .map(|tcp| (tcp, false))
+            .chain(self.time_wait.iter().map(|tcp| (tcp, true)))
+        {
+            let wrong = |what| Impossible {
+                socket: tcp.to_string(),
+                what,
+            };
+            tcp.check().map_err(wrong)?;
+            if !tcp.common.holders.is_empty() {
+                return Err(wrong(
+                    "its program has closed it, and a descriptor holds it",
+                ));
+            }
+            if !tcp.send.is_empty() || !tcp.recv.is_empty() {
+                return Err(wrong(
+                    "its program has closed it, and its queues hold bytes",
+                ));
+            }
+            let fits = if ended {
+                tcp.state == TcpState::FinWait2
+            } else {
+                tcp.state.fin_written()
+            };
+            if !fits {
+                return Err(wrong("its program has closed it, and it has sent no FIN"));
+            }
+            if !tuples.insert((tcp.local.canonical(), tcp.peer.canonical())) {
+                return Err(wrong("there are two of it"));
             }
         }
         for listener in &self.listeners {
@@ -216,7 +249,7 @@ impl Tcp {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        Connecting, Datagram, Endpoint, Holder, Key, Listener, Membership, TcpState, Udp, Window,
+        Connecting, Datagram, Endpoint, Holder, Key, Listener, Membership, Udp, Window,
     };
     use super::*;
 
@@ -267,7 +300,7 @@ mod tests {
         }
     }
 
-    /// A connection, one that waits, one under way, a listener, a UDP socket.
+    /// A connection, one that waits, two that were closed, one under way, a listener, a UDP socket.
     fn sound() -> Sockets {
         let idle = |fds: &[i32], port| Tcp {
             snd_una: 5,
@@ -276,9 +309,15 @@ mod tests {
             send: Vec::new(),
             ..tcp(fds, port)
         };
+        let closed = |port| Tcp {
+            state: TcpState::FinWait2,
+            ..idle(&[], port)
+        };
         Sockets {
             tcp: vec![tcp(&[3], 1000)],
             waiting: vec![idle(&[], 1001)],
+            orphans: vec![closed(1002)],
+            time_wait: vec![closed(1003)],
             connecting: vec![Connecting {
                 common: common(&[4]),
                 local: end("192.0.2.10", 5000),
@@ -326,7 +365,7 @@ mod tests {
     #[test]
     fn what_no_dump_makes_is_named() {
         type Spoil = fn(&mut Sockets);
-        let cases: [(&str, Spoil); 17] = [
+        let cases: [(&str, Spoil); 23] = [
             ("no descriptor holds it", |s| {
                 s.tcp[0].common.holders.clear()
             }),
@@ -355,6 +394,20 @@ mod tests {
                 s.waiting[0] = tcp(&[], 1001)
             }),
             ("and nobody listens there", |s| s.listeners.clear()),
+            ("closed it, and a descriptor holds it", |s| {
+                s.orphans[0].common = common(&[9])
+            }),
+            ("its queues hold bytes", |s| {
+                s.orphans[0].recv = b"unread".to_vec()
+            }),
+            ("its queues hold bytes", |s| s.time_wait[0] = tcp(&[], 1003)),
+            ("it has sent no FIN", |s| {
+                s.orphans[0].state = TcpState::CloseWait
+            }),
+            ("it has sent no FIN", |s| {
+                s.time_wait[0].state = TcpState::Closing
+            }),
+            ("there are two of it", |s| s.time_wait[0].peer.port = 1002),
             ("a port is 0", |s| s.connecting[0].local.port = 0),
             ("there are two of it", |s| {
                 s.connecting[0].local = s.tcp[0].local;

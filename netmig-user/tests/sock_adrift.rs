@@ -1,0 +1,261 @@
+//! TCP sockets that no process holds any more: closed with their FINs under way, and TIME_WAIT.
+mod sock_lab;
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{Shutdown, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use netmig_core::{
+    image::v1::sock::{Sockets, TcpState},
+    socket::{Class, Fate, Row, State},
+};
+use netmig_user::{sock, sys::sockopt};
+use sock_lab::{Lab, Namespace, Tasks, connected, engine, restore};
+
+fn pause() {
+    thread::sleep(Duration::from_millis(60));
+}
+
+fn of(ns: &Namespace, class: Class) -> Vec<Row> {
+    let mut rows = sock::rows(&ns.path(), &[]).expect("rows");
+    rows.retain(|row| row.class == class);
+    rows
+}
+
+/// RSTs that a namespace's stack has sent.
+fn resets(ns: &Namespace) -> u64 {
+    let snmp = ns.run(|| fs::read_to_string("/proc/thread-self/net/snmp").expect("counters"));
+    let mut tcp = snmp.lines().filter(|line| line.starts_with("Tcp:"));
+    let names = tcp.next().expect("names").split(' ');
+    let at = names.into_iter().position(|n| n == "OutRsts").expect("it");
+    let value = tcp.next().and_then(|values| values.split(' ').nth(at));
+    value.and_then(|v| v.parse().ok()).expect("a number")
+}
+
+/// Waits until something holds.
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A connection that is gone, and was never reset.
+fn has_ended(peer: &TcpStream) {
+    const CLOSE: u8 = 7;
+    until("the connection ends", || {
+        sockopt::read::<[u8; 4]>(peer, libc::SOL_TCP, libc::TCP_INFO).expect("TCP_INFO")[0] == CLOSE
+    });
+    assert!(peer.take_error().expect("SO_ERROR").is_none());
+}
+
+/// One in each state that a closed connection has, over both protocols, behind a closed gate; the peers' ends.
+struct Closed {
+    /// FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING.
+    peers: Vec<[TcpStream; 4]>,
+}
+
+impl Closed {
+    fn make(lab: &Lab) -> Self {
+        let (mut own, mut peers) = (Vec::new(), Vec::new());
+        for v6 in [false, true] {
+            let all: [_; 4] = std::array::from_fn(|i| connected(lab, v6, i % 2 == 0));
+            let mut here = Vec::new();
+            peers.push(all.map(|(mut own, mut peer)| {
+                own.write_all(b"hello").expect("written");
+                peer.read_exact(&mut [0; 5]).expect("read");
+                peer.set_read_timeout(Some(Duration::from_secs(1)))
+                    .expect("a timeout");
+                here.push(own);
+                peer
+            }));
+            own.push(here);
+        }
+        for (own, peers) in own.iter_mut().zip(&peers) {
+            own.swap_remove(1); // the fourth takes its place
+            peers[2].shutdown(Shutdown::Write).expect("shut down");
+        }
+        pause();
+        lab.mute();
+        for (own, peers) in own.into_iter().zip(&peers) {
+            drop(own);
+            peers[3].shutdown(Shutdown::Write).expect("shut down");
+        }
+        pause();
+        lab.close();
+        lab.heal();
+        Self { peers }
+    }
+
+    /// Every peer sees an orderly end, and may end its own side.
+    fn end(&mut self) {
+        for peers in &mut self.peers {
+            for peer in peers.iter_mut() {
+                assert_eq!(peer.read(&mut [0; 16]).expect("an orderly end"), 0);
+            }
+            for peer in &peers[..2] {
+                peer.shutdown(Shutdown::Write).expect("shut down");
+            }
+            peers.iter().for_each(has_ended);
+        }
+    }
+}
+
+fn states(image: &Sockets) -> [usize; 4] {
+    [
+        TcpState::FinWait1,
+        TcpState::FinWait2,
+        TcpState::LastAck,
+        TcpState::Closing,
+    ]
+    .map(|state| image.orphans.iter().filter(|t| t.state == state).count())
+}
+
+#[test]
+fn orphans_go_on_at_the_target() {
+    let lab = Lab::new();
+    let mut closed = Closed::make(&lab);
+    let listed = of(&lab.source, Class::TcpOrphan);
+    assert_eq!(listed.len(), 8, "{listed:?}");
+    assert!(listed.iter().all(|row| row.fate == Fate::Moves));
+    let tasks = Tasks::holding(Vec::new());
+    let begun = Instant::now();
+    let (image, kept) = sock::dump(&lab.source.path(), &[tasks.pid()]).expect("a dump");
+    println!("dump: {:?}", begun.elapsed());
+    assert_eq!(states(&image), [2; 4], "{:?}", image.orphans);
+    assert!(image.left.is_empty(), "{:?}", image.left);
+    let failed = kept.silence();
+    assert!(failed.is_empty(), "{failed:?}");
+    assert!(of(&lab.source, Class::TcpOrphan).is_empty());
+    drop(tasks);
+
+    let tasks = engine(&lab, &image);
+    let begun = Instant::now();
+    let rebuilt = restore(&lab, &tasks, &image);
+    println!("restore: {:?}", begun.elapsed());
+    assert!(rebuilt.lost().is_empty(), "{:?}", rebuilt.lost());
+    lab.pass();
+    rebuilt.open().expect("opened");
+    closed.end();
+    until("the orphans end", || {
+        of(&lab.target, Class::TcpOrphan).is_empty()
+    });
+    assert_eq!((resets(&lab.target), resets(&lab.peer)), (0, 0));
+}
+
+#[test]
+fn a_restore_that_is_not_opened_leaves_no_orphan() {
+    let lab = Lab::new();
+    let mut closed = Closed::make(&lab);
+    let tasks = Tasks::holding(Vec::new());
+    let (image, kept) = sock::dump(&lab.source.path(), &[tasks.pid()]).expect("a dump");
+    let there = engine(&lab, &image);
+    drop(restore(&lab, &there, &image));
+    assert!(of(&lab.target, Class::TcpOrphan).is_empty());
+    // At the source they are as they were.
+    assert!(kept.undo().is_empty());
+    lab.reopen();
+    closed.peers.iter_mut().flatten().for_each(|peer| {
+        peer.set_read_timeout(Some(Duration::from_secs(5)))
+            .expect("a timeout");
+    });
+    closed.end();
+}
+
+#[test]
+fn what_still_has_bytes_to_send_is_named() {
+    let lab = Lab::new();
+    let (mut own, _peer) = connected(&lab, false, true);
+    lab.close();
+    own.write_all(b"last words").expect("written");
+    drop(own);
+    let rows = of(&lab.source, Class::TcpOrphanStuck);
+    assert_eq!(rows.len(), 1);
+    assert!(matches!(rows[0].fate, Fate::Reset(_)));
+    let tasks = Tasks::holding(Vec::new());
+    let (image, _kept) = sock::dump(&lab.source.path(), &[tasks.pid()]).expect("a dump");
+    assert!(image.orphans.is_empty());
+    assert_eq!(image.left.len(), 1, "{:?}", image.left);
+}
+
+#[test]
+fn time_wait_answers_at_the_target() {
+    let lab = Lab::new();
+    let all = [(false, false), (true, false), (false, true), (true, true)]
+        .map(|(v6, outbound)| connected(&lab, v6, outbound));
+    let peers = all.map(|(own, peer)| {
+        drop(own);
+        peer
+    });
+    pause();
+    // The ACKs of their FINs are lost: these will come again.
+    lab.mute();
+    pause();
+    drop(peers);
+    pause();
+    lab.close();
+    lab.heal();
+    let waiting = of(&lab.source, Class::TcpTimeWait);
+    assert_eq!(waiting.len(), 4, "{waiting:?}");
+    let last_acks = || {
+        let rows = sock::rows(&lab.peer.path(), &[]).expect("rows");
+        rows.iter().filter(|r| r.state == State::LastAck).count()
+    };
+    assert_eq!(last_acks(), 4, "FINs wait for their ACKs");
+    let tasks = Tasks::holding(Vec::new());
+    let (image, kept) = sock::dump(&lab.source.path(), &[tasks.pid()]).expect("a dump");
+    assert_eq!((image.time_wait.len(), image.left.len()), (4, 0));
+    assert!(kept.silence().is_empty());
+    assert!(of(&lab.source, Class::TcpTimeWait).is_empty());
+
+    let there = engine(&lab, &image);
+    // The second time they are there already.
+    for _ in 0..2 {
+        let rebuilt = restore(&lab, &there, &image);
+        assert!(rebuilt.lost().is_empty(), "{:?}", rebuilt.lost());
+    }
+    let here = of(&lab.target, Class::TcpTimeWait);
+    let ends = |rows: &[Row]| {
+        let mut ends: Vec<_> = rows
+            .iter()
+            .map(|r| (r.local.clone(), r.peer.clone()))
+            .collect();
+        ends.sort();
+        ends
+    };
+    assert_eq!(ends(&here), ends(&waiting));
+    lab.pass();
+    until("the late FINs are answered", || last_acks() == 0);
+    assert_eq!(resets(&lab.target), 0);
+    assert_eq!(of(&lab.target, Class::TcpTimeWait).len(), 4);
+}
+
+#[test]
+fn many_in_time_wait_take_little_of_a_blackout() {
+    const COUNT: usize = 1100;
+    const LIMIT: usize = 1024;
+    let lab = Lab::new();
+    for _ in 0..COUNT {
+        drop(connected(&lab, false, true));
+    }
+    until("they wait", || {
+        of(&lab.source, Class::TcpTimeWait).len() == COUNT
+    });
+    lab.close();
+    let tasks = Tasks::holding(Vec::new());
+    let begun = Instant::now();
+    let (image, _kept) = sock::dump(&lab.source.path(), &[tasks.pid()]).expect("a dump");
+    println!("dump of {COUNT}: {:?}", begun.elapsed());
+    assert_eq!((image.time_wait.len(), image.left.len()), (LIMIT, 1));
+    let there = engine(&lab, &image);
+    let begun = Instant::now();
+    let rebuilt = restore(&lab, &there, &image);
+    println!("restore of {LIMIT}: {:?}", begun.elapsed());
+    assert!(rebuilt.lost().is_empty(), "{:?}", rebuilt.lost());
+    assert_eq!(of(&lab.target, Class::TcpTimeWait).len(), LIMIT);
+}
