@@ -23,10 +23,12 @@ pub const UNIT: Packages = Packages {
         "ipset",
         "iproute2",
         "iptables",
+        "kmod",
         "nftables",
+        "procps",
     ],
     what: "packages of the unit tests",
-    why: "they make network namespaces with packet filters, and disk images",
+    why: "they make network namespaces with packet filters and sysctls, disk images, and indexes of modules",
 };
 
 pub const LAB: Packages = Packages {
