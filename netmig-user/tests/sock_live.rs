@@ -18,6 +18,7 @@ use sock_lab::{Lab, Tasks, connected, expect, in_repair, owned, pattern};
 
 const UNREAD: usize = 300;
 const WRITTEN: usize = 700;
+const RECENT: Duration = Duration::from_secs(60);
 
 /// Connections with bytes unread at the container's end and in flight from it, behind a closed gate.
 fn stopped(count: usize) -> (Lab, Tasks, Vec<TcpStream>) {
@@ -50,7 +51,7 @@ fn what_is_read_is_what_a_dump_says() {
     let (lab, tasks, _peers) = stopped(COUNT);
     let pids = [tasks.pid()];
     let begun = Instant::now();
-    let live = sock::live(&lab.source.path(), &pids).expect("read");
+    let live = sock::live(&lab.source.path(), &pids, RECENT).expect("read");
     println!("{COUNT} connections: {:?}", begun.elapsed());
     assert!((0..COUNT).all(|i| !in_repair(&tasks.socket(i))));
     let (image, _kept) = sock::dump(&lab.source.path(), &pids).expect("a dump");
@@ -79,6 +80,54 @@ fn what_is_read_is_what_a_dump_says() {
     let received = sock::received(&lab.source.path()).expect("counted");
     assert_eq!(received.len(), COUNT);
     assert!(received.iter().all(|(.., bytes)| *bytes == UNREAD as u64));
+}
+
+/// Only what netmig sends itself has this hop limit.
+const NOT_BY_THE_STACK: &str = "nft 'add table inet t; add chain inet t o { type filter hook output priority 0; }; add rule inet t o ip ttl != 255 meta l4proto tcp drop; add rule inet t o ip6 hoplimit != 255 meta l4proto tcp drop'";
+
+#[test]
+fn what_has_come_is_acknowledged_up_to_the_same_edge() {
+    let lab = Lab::new();
+    let mut all: Vec<_> = (0..4)
+        .map(|i| connected(&lab, i % 2 == 1, i % 4 < 2))
+        .collect();
+    lab.source.sh(NOT_BY_THE_STACK);
+    for (_, peer) in &mut all {
+        peer.write_all(&pattern(0, UNREAD)).expect("written");
+    }
+    let (own, peers): (Vec<OwnedFd>, Vec<_>) = all
+        .into_iter()
+        .map(|(own, peer)| (owned(own), peer))
+        .unzip();
+    let tasks = Tasks::holding(own);
+    let in_flight = || {
+        let bytes = |peer| sockopt::queue_len(peer, libc::TIOCOUTQ).expect("counted");
+        peers.iter().map(bytes).collect::<Vec<_>>()
+    };
+    assert_eq!(in_flight(), [UNREAD; 4], "the stack's ACKs are dropped");
+    let live = sock::live(&lab.source.path(), &[tasks.pid()], RECENT).expect("read");
+    assert_eq!(live.len(), peers.len());
+    let until = Instant::now() + Duration::from_secs(10);
+    while in_flight() != [0; 4] {
+        assert!(Instant::now() < until, "{:?} not acknowledged", in_flight());
+    }
+    let sorted = |mut windows: Vec<u32>| {
+        windows.sort_unstable();
+        windows
+    };
+    let edges = live.iter().map(|l| {
+        let window = l.rcv_wup.wrapping_add(l.rcv_wnd).wrapping_sub(l.rcv_nxt);
+        window >> l.rcv_wscale << l.rcv_wscale
+    });
+    let announced = peers.iter().map(announced).collect();
+    assert_eq!(sorted(announced), sorted(edges.collect()));
+}
+
+/// The window that a peer knows, in bytes (tcpi_snd_wnd, at 228 of struct tcp_info).
+fn announced(peer: &TcpStream) -> u32 {
+    let info: [u8; 232] =
+        sockopt::read(peer, libc::SOL_TCP, libc::TCP_INFO).expect("TCP_INFO is read");
+    u32::from_ne_bytes(*info.last_chunk().expect("four bytes"))
 }
 
 #[test]
@@ -148,7 +197,7 @@ fn a_receive_buffer_is_wide_for_a_while() {
         (int(libc::SO_RCVBUF), int(SO_BUF_LOCK))
     };
     let before = [read(0), read(1)];
-    let live = sock::live(&source, &pids).expect("read");
+    let live = sock::live(&source, &pids, RECENT).expect("read");
     let needs: Vec<_> = live.iter().map(|l| (l.local, l.peer, 50 << 20)).collect();
     let (widened, failed) = sock::widen(&source, &pids, &needs);
     assert!(failed.is_empty(), "{failed:?}");

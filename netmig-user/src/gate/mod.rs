@@ -177,7 +177,7 @@ impl Gate {
     ///
     /// # Errors
     /// [`Error::Settle`] if the kernel has no such call.
-    pub fn settle(&self) -> Result<(), Error> {
+    pub fn settle() -> Result<(), Error> {
         const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
         // SAFETY: no pointers.
         let rc = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0) };

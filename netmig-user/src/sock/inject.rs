@@ -130,6 +130,30 @@ impl Injector {
         )
     }
 
+    /// Acknowledges to the peer what has come, in the stack's place, which would wait for a timer; the window ends where it was announced to.
+    /// Without the peer's stamp: nothing is measured by it.
+    pub(super) fn acknowledge(&mut self, live: &Live) -> io::Result<()> {
+        let edge = live.rcv_wup.wrapping_add(live.rcv_wnd);
+        let segment = Segment {
+            from: live.local,
+            to: live.peer,
+            seq: live.snd_nxt,
+            ack: live.rcv_nxt,
+            window: up_to(edge, live.rcv_nxt, live.rcv_wscale),
+            flags: ACK,
+            stamps: live.stamp.map(|stamp| (stamp, 0)),
+            payload: &[],
+            key: None,
+        };
+        self.send(
+            segment.from,
+            segment.to,
+            PROTO_TCP,
+            HIGHEST,
+            &segment.bytes(),
+        )
+    }
+
     /// Asks the peer for its ACK and window: one byte of old data, seq = snd_una - 1, which it drops and answers. The stack's own probe
     /// has no payload, and a peer that was probed within the last 500 ms does not answer that (tcp_oow_rate_limited); data it always
     /// answers. `stamp`: what the connection would send now.
@@ -159,22 +183,13 @@ impl Injector {
     /// A segment to the peer. `stamp`: what the connection would send now.
     fn peer(&mut self, tcp: &Tcp, stamp: u32, seq: u32, payload: &[u8]) -> io::Result<()> {
         let shift = tcp.wscale.map_or(0, |(_, rcv)| rcv);
-        let edge = tcp
-            .window
-            .rcv_wup
-            .wrapping_add(tcp.window.rcv_wnd)
-            .wrapping_sub(tcp.rcv_nxt);
-        let window = if edge <= i32::MAX as u32 {
-            edge >> shift
-        } else {
-            0
-        };
+        let edge = tcp.window.rcv_wup.wrapping_add(tcp.window.rcv_wnd);
         let segment = Segment {
             from: tcp.local.canonical(),
             to: tcp.peer.canonical(),
             seq,
             ack: tcp.rcv_nxt,
-            window: u16::try_from(window).unwrap_or(u16::MAX),
+            window: up_to(edge, tcp.rcv_nxt, shift),
             flags: ACK,
             stamps: tcp.timestamps.then(|| (stamp, tcp.ts_recent.unwrap_or(0))),
             payload,
@@ -311,6 +326,13 @@ fn peer_window(tcp: &Tcp) -> u16 {
     let shift = tcp.wscale.map_or(0, |(snd, _)| snd);
     let least = u32::from(tcp.state == TcpState::FinWait2);
     u16::try_from((tcp.peer_window >> shift).max(least)).unwrap_or(u16::MAX)
+}
+
+/// Our own window as its header has it: from the next byte to the right edge, 0 if that is behind it already.
+fn up_to(edge: u32, next: u32, shift: u8) -> u16 {
+    let window = edge.wrapping_sub(next);
+    let window = if window <= i32::MAX as u32 { window } else { 0 };
+    u16::try_from(window >> shift).unwrap_or(u16::MAX)
 }
 
 /// A TCP segment.

@@ -1,5 +1,5 @@
 //! Live connections for a keeper: what their sockets say, room for what was promised to their peers, and windows told anew.
-use std::{os::fd::OwnedFd, path::Path};
+use std::{os::fd::OwnedFd, path::Path, time::Duration};
 
 use netmig_core::{
     image::v1::sock::{Endpoint, Tcp, TcpState},
@@ -71,24 +71,35 @@ impl Live {
     }
 }
 
-/// Reads them through duplicates of the descriptors that `pids` hold; ACKs that are delayed leave at once. The tasks are stopped, the gate is closed. No socket is in repair
-/// when it returns.
+/// Reads them through duplicates of the descriptors that `pids` hold. What has come and was not acknowledged is acknowledged at once, for the
+/// stack's own ACK may be delayed for longer than it may pass the gate; so is what has come within `recent`, for that ACK may have died in
+/// the gate with the data that it came with. The tasks are stopped, the gate is closed. No socket is in repair when it returns.
 ///
 /// # Errors
 /// If the namespace, a process, sock_diag or a socket cannot be read.
-pub fn live(netns: &Path, pids: &[i32]) -> Result<Vec<Live>, Error> {
+pub fn live(netns: &Path, pids: &[i32], recent: Duration) -> Result<Vec<Live>, Error> {
     within(netns, || {
         let held = Held::by(pids)?;
-        let mut live = Vec::new();
+        let mut injector = Injector::default();
+        let mut all = Vec::new();
         for seen in outer()?.iter().filter(|seen| !seen.signed) {
             // Nobody has accepted it yet.
             let Some(owners) = held.get(seen.inode) else {
                 continue;
             };
             let fd = held.duplicate(owners)?;
-            live.extend(read(&fd, seen.local, seen.peer)?);
+            let Some((live, silent)) = read(&fd, seen.local, seen.peer)? else {
+                continue;
+            };
+            if live.rcv_nxt != live.rcv_wup || silent < recent {
+                injector.acknowledge(&live).on(
+                    "acknowledging what has come",
+                    &format!("tcp {} -> {}", live.local, live.peer),
+                )?;
+            }
+            all.push(live);
         }
-        Ok(live)
+        Ok(all)
     })
 }
 
@@ -248,10 +259,11 @@ pub fn tell_windows(netns: &Path, connections: &[Live]) -> Result<(), Error> {
     })
 }
 
-/// What a keeper has to know of a connection; none if it is not (or not only) established, or filters what comes.
-fn read(fd: &OwnedFd, local: Endpoint, peer: Endpoint) -> Result<Option<Live>, Error> {
+/// What a keeper has to know of a connection, and for how long no data has come; none if it is not (or not only) established, or filters what
+/// comes.
+fn read(fd: &OwnedFd, local: Endpoint, peer: Endpoint) -> Result<Option<(Live, Duration)>, Error> {
     let name = format!("tcp {local} -> {peer}");
-    // struct tcp_info: advmss at 84, bytes_received at 128.
+    // struct tcp_info: last_data_recv (in ms) at 52, advmss at 84, bytes_received at 128.
     let info: [u8; 136] =
         sockopt::read(fd, libc::SOL_TCP, libc::TCP_INFO).on("reading TCP_INFO", &name)?;
     let (options, scales) = (info[5], info[6]);
@@ -263,7 +275,7 @@ fn read(fd: &OwnedFd, local: Endpoint, peer: Endpoint) -> Result<Option<Live>, E
     let reuseaddr =
         sockopt::int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).on("reading SO_REUSEADDR", &name)?;
     let repair = Repair::enter(fd, reuseaddr, &name)?;
-    let read = || -> Result<Live, Error> {
+    let read = || {
         let [_, _, max_window, rcv_wnd, rcv_wup]: [u32; 5] =
             sockopt::read(fd, libc::SOL_TCP, libc::TCP_REPAIR_WINDOW)
                 .on("reading TCP_REPAIR_WINDOW", &name)?;
@@ -277,10 +289,11 @@ fn read(fd: &OwnedFd, local: Endpoint, peer: Endpoint) -> Result<Option<Live>, E
         repair.queue(TCP_RECV_QUEUE)?;
         let rcv_nxt = repair.seq()?;
         repair.queue(TCP_NO_QUEUE)?;
-        let [a, b, c, d] = [info[84], info[85], info[86], info[87]];
+        let number =
+            |at: usize| u32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
         let mut received = [0; 8];
         received.copy_from_slice(&info[128..]);
-        Ok(Live {
+        let live = Live {
             local: local.canonical(),
             peer: peer.canonical(),
             snd_una: write_seq.wrapping_sub(queued as u32),
@@ -291,18 +304,12 @@ fn read(fd: &OwnedFd, local: Endpoint, peer: Endpoint) -> Result<Option<Live>, E
             max_window,
             stamp: (options & 1 != 0).then_some(stamp),
             rcv_wscale: if options & 4 != 0 { scales >> 4 } else { 0 },
-            rcv_mss: u32::from_ne_bytes([a, b, c, d]),
+            rcv_mss: number(84),
             received: u64::from_ne_bytes(received),
-        })
+        };
+        Ok((live, Duration::from_millis(u64::from(number(52)))))
     };
     let live = read();
     repair.leave()?;
-    let live = live?;
-    if live.rcv_nxt != live.rcv_wup {
-        // An ACK is delayed: it leaves now, and the socket goes on as before (__tcp_sock_set_quickack: the low bit would keep it quick).
-        const NOW: i32 = 2;
-        sockopt::set_int(fd, libc::SOL_TCP, libc::TCP_QUICKACK, NOW)
-            .on("setting TCP_QUICKACK", &name)?;
-    }
-    Ok(Some(live))
+    live.map(Some)
 }

@@ -421,7 +421,7 @@ impl Returning {
         settled(OPENING);
         if let Err(e) = gate
             .set_mode(Mode::Pass, epoch, None)
-            .and_then(|()| gate.settle())
+            .and_then(|()| Gate::settle())
         {
             left.push(format!("ending the hold: {e}"));
         }

@@ -27,6 +27,9 @@ use crate::{
 /// When the sockets are read after the closing: at once, and when what had passed the gate before has been delivered, even on a busy machine.
 const LOOKS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(10)];
 
+/// What peers have sent within this is acknowledged once more: they would send it again after a retransmission timeout, most often.
+const RECENT: Duration = Duration::from_secs(1);
+
 impl Steps {
     /// Answers the peers from now on, beside what follows: whatever fails here, the move goes on without it.
     pub(super) fn keep(self: &Arc<Self>) {
@@ -44,10 +47,28 @@ impl Steps {
                     }
                 }
             }
+            if let Err(e) = steps.fall_quiet() {
+                warn!(mv = %steps.id, "the dump of the sockets waits for the gate: {e:#}");
+            }
             if let Err(e) = steps.calm() {
                 warn!(mv = %steps.id, "connections of the container may give up in a long blackout: {e:#}");
             }
         });
+    }
+
+    /// What the container's stack had to acknowledge has been acknowledged: nothing of it passes any more. The wait for programs that have
+    /// seen otherwise is beside the engine's dump, and not before that of the sockets.
+    fn fall_quiet(&self) -> Result<()> {
+        if !self.can_keep()? {
+            return Ok(());
+        }
+        match &self.state().gate {
+            Some(gate) => gate.let_acks_pass(false)?,
+            None => return Ok(()),
+        }
+        Gate::settle()?;
+        self.quiet.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Whether peers can be answered in the blackout.
@@ -72,7 +93,8 @@ impl Steps {
             return Ok(false);
         }
         let begun = Instant::now();
-        let live = sock::live(&netns, &task::tasks(container.init_pid)?)?;
+        let recent = if first { RECENT } else { Duration::ZERO };
+        let live = sock::live(&netns, &task::tasks(container.init_pid)?, recent)?;
         drop(alone);
         if !first {
             hold.keep_again(&live, false);
@@ -221,7 +243,7 @@ impl Steps {
         let places = hold::places(&links, &network, &points);
         let injectors = hold::injectors(places.iter().map(|(link, point)| (*link, point)))?;
         let mut delivery = Delivery::new(injectors, gate.order(), &netns);
-        let live = sock::live(&netns, &pids)?;
+        let live = sock::live(&netns, &pids, Duration::ZERO)?;
         info!(mv = %self.id, packets = packets.len(), "delivering what an earlier agent has acknowledged");
         let mut promised = Promised::of(&live, packets.iter().cloned(), &netns, pids);
         let mut left = promised.make_room();

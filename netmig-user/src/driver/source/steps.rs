@@ -66,6 +66,8 @@ pub struct Steps {
     pub(super) handle: Handle,
     /// Set once the move is undone or over: nothing new may begin.
     pub(super) over: AtomicBool,
+    /// The closed gate lets nothing of the container's stack pass any more, and no program runs that has seen otherwise.
+    pub(super) quiet: AtomicBool,
     /// Held while a step runs; an undo waits for it.
     pub(super) running: Mutex<()>,
     /// Held while sockets are in repair.
@@ -135,6 +137,7 @@ impl Steps {
             dialer,
             handle: Handle::current(),
             over: AtomicBool::new(false),
+            quiet: AtomicBool::new(false),
             running: Mutex::default(),
             reading: Mutex::default(),
             state: Mutex::default(),
@@ -311,9 +314,11 @@ impl Steps {
             // CRIU holds the tasks: they count as frozen only when it lets them go, so nothing is waited for.
             cgroup::freeze_now(cgroup)?;
         }
-        if let Some(gate) = &self.state().gate {
-            gate.let_acks_pass(false)?;
-            gate.settle()?;
+        if !self.quiet.load(Ordering::SeqCst) {
+            if let Some(gate) = &self.state().gate {
+                gate.let_acks_pass(false)?;
+            }
+            Gate::settle()?;
         }
         let engine = container.manager.engine();
         let pids = match engine {

@@ -281,7 +281,7 @@ impl Hold {
                 if let Err(e) = gate.set_mode(Mode::Pass, epoch, None) {
                     left.push(format!("ending the hold: {e}"));
                 }
-                if let Err(e) = gate.settle() {
+                if let Err(e) = Gate::settle() {
                     left.push(format!("ending the hold: {e}"));
                 }
                 settled(READING);

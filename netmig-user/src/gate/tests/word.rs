@@ -241,7 +241,7 @@ fn after_settle_nothing_passes() {
                 let begin = Instant::now();
                 gate.set_mode(Mode::Closed, FIRST, None).unwrap();
                 let changed = begin.elapsed();
-                gate.settle().unwrap();
+                Gate::settle().unwrap();
                 println!(
                     "changed in {changed:?}, settled after {:?}",
                     begin.elapsed()
