@@ -11,14 +11,13 @@ use std::{
 
 use netmig_core::image::v1::sock::Endpoint;
 use netmig_user::{
-    sock::{self, Live},
+    sock::{self, Live, Look, Need},
     sys::sockopt::{self, number::SO_BUF_LOCK},
 };
 use sock_lab::{Lab, Tasks, connected, expect, in_repair, owned, pattern};
 
 const UNREAD: usize = 300;
 const WRITTEN: usize = 700;
-const RECENT: Duration = Duration::from_secs(60);
 
 /// Connections with bytes unread at the container's end and in flight from it, behind a closed gate.
 fn stopped(count: usize) -> (Lab, Tasks, Vec<TcpStream>) {
@@ -51,7 +50,7 @@ fn what_is_read_is_what_a_dump_says() {
     let (lab, tasks, _peers) = stopped(COUNT);
     let pids = [tasks.pid()];
     let begun = Instant::now();
-    let live = sock::live(&lab.source.path(), &pids, RECENT).expect("read");
+    let live = sock::live(&lab.source.path(), &pids, Look::First).expect("read");
     println!("{COUNT} connections: {:?}", begun.elapsed());
     assert!((0..COUNT).all(|i| !in_repair(&tasks.socket(i))));
     let (image, _kept) = sock::dump(&lab.source.path(), &pids).expect("a dump");
@@ -105,7 +104,7 @@ fn what_has_come_is_acknowledged_up_to_the_same_edge() {
         peers.iter().map(bytes).collect::<Vec<_>>()
     };
     assert_eq!(in_flight(), [UNREAD; 4], "the stack's ACKs are dropped");
-    let live = sock::live(&lab.source.path(), &[tasks.pid()], RECENT).expect("read");
+    let live = sock::live(&lab.source.path(), &[tasks.pid()], Look::First).expect("read");
     assert_eq!(live.len(), peers.len());
     let until = Instant::now() + Duration::from_secs(10);
     while in_flight() != [0; 4] {
@@ -116,7 +115,7 @@ fn what_has_come_is_acknowledged_up_to_the_same_edge() {
         windows
     };
     let edges = live.iter().map(|l| {
-        let window = l.rcv_wup.wrapping_add(l.rcv_wnd).wrapping_sub(l.rcv_nxt);
+        let window = l.edge().wrapping_sub(l.rcv_nxt);
         window >> l.rcv_wscale << l.rcv_wscale
     });
     let announced = peers.iter().map(announced).collect();
@@ -197,8 +196,8 @@ fn a_receive_buffer_is_wide_for_a_while() {
         (int(libc::SO_RCVBUF), int(SO_BUF_LOCK))
     };
     let before = [read(0), read(1)];
-    let live = sock::live(&source, &pids, RECENT).expect("read");
-    let needs: Vec<_> = live.iter().map(|l| (l.local, l.peer, 50 << 20)).collect();
+    let live = sock::live(&source, &pids, Look::First).expect("read");
+    let needs: Vec<_> = live.iter().map(|l| need(l, 50 << 20, l.rcv_nxt)).collect();
     let (widened, failed) = sock::widen(&source, &pids, &needs);
     assert!(failed.is_empty(), "{failed:?}");
     for (i, before) in before.iter().enumerate() {
@@ -206,6 +205,55 @@ fn a_receive_buffer_is_wide_for_a_while() {
     }
     assert!(widened.end().is_empty());
     assert_eq!([read(0), read(1)], before);
+}
+
+fn need(live: &Live, bytes: u64, edge: u32) -> Need {
+    Need {
+        local: live.local,
+        peer: live.peer,
+        bytes,
+        edge,
+    }
+}
+
+/// What a peer sends beyond the edge because it was asked to is taken once the edge has been moved, whatever the program has not read.
+#[test]
+fn a_full_window_takes_what_its_peer_was_asked_for() {
+    const BEYOND: u32 = 20_000;
+    let lab = Lab::new();
+    let (own, mut peer) = connected(&lab, false, false);
+    let tasks = Tasks::holding(vec![owned(own)]);
+    let (source, pids) = (lab.source.path(), [tasks.pid()]);
+    peer.set_nonblocking(true).expect("set");
+    while peer.write(&pattern(0, 1 << 16)).is_ok() {}
+    let until = Instant::now() + Duration::from_secs(10);
+    while announced(&peer) > 0 {
+        assert!(Instant::now() < until, "the window does not close");
+    }
+    let live = sock::live(&source, &pids, Look::Again).expect("read");
+    assert_eq!((live.len(), announced(&peer)), (1, 0), "it is not asked");
+    lab.deafen();
+    let live = sock::live(&source, &pids, Look::First).expect("read")[0];
+    let until = Instant::now() + Duration::from_secs(10);
+    while announced(&peer) < live.rcv_mss {
+        assert!(Instant::now() < until, "it is not asked");
+    }
+    let received = || sock::received(&source).expect("counted")[0].2;
+    assert_eq!(received(), live.received, "nothing is taken");
+    let edge = live.rcv_nxt.wrapping_add(BEYOND);
+    let (widened, failed) = sock::widen(&source, &pids, &[need(&live, 1 << 20, edge)]);
+    assert!(failed.is_empty(), "{failed:?}");
+    lab.heal();
+    sock::tell_windows(&source, &[live]).expect("told");
+    let until = Instant::now() + Duration::from_secs(10);
+    while received() < live.received + u64::from(BEYOND / 2) {
+        assert!(
+            Instant::now() < until,
+            "{} more",
+            received() - live.received
+        );
+    }
+    assert!(widened.end().is_empty());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Version of the messages in this file; another one is refused at `Hello`.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Opens every connection and may come again at any moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,8 @@ use netmig_core::image::v1::net::{Family, Mac};
 use super::netlink::Error;
 
 const NLA_TYPE_MASK: u16 = 0x3fff;
-const NLA_F_NESTED: u16 = 0x8000;
+/// Says of an attribute that others are in it.
+pub const NLA_F_NESTED: u16 = 0x8000;
 
 /// Attributes in the order of the message.
 #[derive(Clone, Copy)]

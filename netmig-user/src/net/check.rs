@@ -10,7 +10,7 @@ use netmig_core::{
 use super::{
     Error, filter, hostfilter,
     link::{self, Seen},
-    namespace, open, topology,
+    namespace, open, qdisc, topology,
     uapi::{IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING},
 };
 use crate::sys::netns::within;
@@ -84,6 +84,8 @@ pub fn objections(
         } else {
             found.objections.extend(against);
         }
+        let against = qdisc::rehearse(&network.shaping, &network.links)?;
+        found.warnings.extend(against);
     }
     Ok(found)
 }

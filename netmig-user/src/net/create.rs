@@ -1,7 +1,7 @@
 //! Making a container's network at the target, silent until its gate stands.
 //!
 //! namespace -> sysctls of the namespace -> links, down -> the caller attaches the gate -> links up -> addresses -> routes -> rules ->
-//! neighbours -> packet filters -> what was kept quiet meanwhile (duplicate address detection, router solicitations) as the image has it.
+//! neighbours -> traffic shaping -> packet filters -> what was kept quiet meanwhile (duplicate address detection, router solicitations) as the image has it.
 use std::{
     os::fd::{AsRawFd, RawFd},
     path::{Path, PathBuf},
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Doing, Error, Link, addr, check, filter, link, namespace, neigh,
     netlink::{self, Netlink},
-    open, remove, route, rule, snapshot, sysctl, topology,
+    open, qdisc, remove, route, rule, snapshot, sysctl, topology, txqueue,
     uapi::IN6_ADDR_GEN_MODE_NONE,
 };
 use crate::sys::netns::within;
@@ -164,8 +164,12 @@ fn build(
     for (index, name) in &ends {
         link::up(&mut nl, *index).doing(|| format!("bringing up {name} on the host"))?;
     }
-    let warnings = within(&netns, || fill(network, &quieted))?;
-    created.warnings.extend(warnings);
+    for warning in within(&netns, || fill(network, &quieted))? {
+        // The check has said it already.
+        if !created.warnings.contains(&warning) {
+            created.warnings.push(warning);
+        }
+    }
     Ok(())
 }
 
@@ -204,7 +208,11 @@ fn make_links(
     let mut nl = open()?;
     let mut warnings = sysctl::set_whole(&network.sysctls)?;
     for wanted in in_order(network)? {
-        let mut make = |index| make_link(&mut nl, network, wanted, index, parents, created, host);
+        let mut make = |index| {
+            txqueue::fitting(wanted, |wanted| {
+                make_link(&mut nl, network, wanted, index, parents, created, host)
+            })
+        };
         match make(wanted.index) {
             Err(e) if e.errno() == Some(libc::EBUSY) => {
                 make(0).doing(|| format!("making link {}", wanted.name))?;
@@ -213,7 +221,9 @@ fn make_links(
                     wanted.name, wanted.index
                 ));
             }
-            other => other.doing(|| format!("making link {} ({})", wanted.name, wanted.kind))?,
+            other => {
+                other.doing(|| format!("making link {} ({})", wanted.name, wanted.kind))?;
+            }
         }
     }
     let mut quieted = Vec::new();
@@ -221,7 +231,9 @@ fn make_links(
     let indices = link::indices(&link::dump(&mut nl)?);
     for wanted in &network.links {
         let index = indices.get(&wanted.name).copied().unwrap_or_default();
-        link::dress(&mut nl, index, wanted).doing(|| format!("setting up link {}", wanted.name))?;
+        let shorter = txqueue::fitting(wanted, |wanted| link::dress(&mut nl, index, wanted))
+            .doing(|| format!("setting up link {}", wanted.name))?;
+        warnings.extend(shorter);
         warnings.extend(sysctl::set_link(&network.sysctls, &wanted.name)?);
         // `lo` detects no duplicates and solicits no routers.
         for name in ["accept_dad", "router_solicitations"] {
@@ -419,7 +431,9 @@ fn fill(network: &Network, quieted: &[Sysctl]) -> Result<Vec<String>, Error> {
         }
     }
     await_addresses(&mut nl)?;
-    let warnings = filter::converge(&network.filters)?;
+    let unshaped = qdisc::converge(&mut nl, &names, &indices, &network.shaping);
+    let mut warnings: Vec<_> = unshaped.iter().map(qdisc::without).collect();
+    warnings.extend(filter::converge(&network.filters)?);
     for Sysctl { path, value, .. } in quieted {
         sysctl::write(path, value)?;
     }

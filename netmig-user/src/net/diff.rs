@@ -93,6 +93,9 @@ pub fn diff(
     list(&mut all, "sysctls", &before.sysctls, &after.sysctls, |s| {
         (format!("net/{}", s.path), true)
     })?;
+    list(&mut all, "shaping", &before.shaping, &after.shaping, |d| {
+        (d.to_string(), true)
+    })?;
     let (old, new) = (&before.filters, &after.filters);
     list(&mut all, "ipsets", &old.ipsets, &new.ipsets, |line| {
         (line.clone(), false)

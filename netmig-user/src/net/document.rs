@@ -9,7 +9,11 @@ use netmig_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Created, Error, conntrack, create, snapshot, topology};
+use super::{
+    Created, Error,
+    conntrack::{self, Present},
+    create, snapshot, topology,
+};
 use crate::sys::netns::within;
 
 /// Name and version of the document's form.
@@ -112,7 +116,9 @@ impl Document {
     pub fn restore(&self, netns: &Path, attach: &[Attach], tag: MoveId) -> Result<Created, Error> {
         let attach = self.attached(attach);
         let mut created = create(netns, &self.network, &attach, tag, &mut |_| Ok(()))?;
-        let failed = within(netns, || conntrack::insert(&self.connections))?;
+        let failed = within(netns, || {
+            conntrack::insert(&self.connections, Present::Replace)
+        })?;
         created.warnings.extend(failed);
         Ok(created)
     }

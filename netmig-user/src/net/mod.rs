@@ -1,6 +1,6 @@
 //! The container's network: snapshot, creation behind a closed gate, announcement, removal.
 //!
-//! One file a kind of object, reading and writing side by side ([`link`], [`addr`], [`route`], [`rule`], [`neigh`], [`sysctl`]), over one
+//! One file a kind of object, reading and writing side by side ([`link`], [`addr`], [`route`], [`rule`], [`neigh`], [`sysctl`], [`qdisc`]), over one
 //! small netlink socket ([`netlink`]); packet filters ([`filter`]) by their own tools. What is not the container's own but the host's (bridges, parents, uplinks) is in [`mod@topology`].
 //!
 //! The order of [`create()`] is what keeps the segment silent: links are made down, the caller attaches the gate, only then do they come up.
@@ -27,8 +27,10 @@ pub mod remove;
 pub mod route;
 pub mod rule;
 pub mod snapshot;
+mod stand_in;
 pub mod sysctl;
 pub mod topology;
+mod txqueue;
 mod uapi;
 
 pub use addr::own as own_addresses;

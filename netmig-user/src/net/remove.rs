@@ -13,7 +13,7 @@ use super::{
     link::{self, Seen},
     namespace, neigh,
     netlink::Netlink,
-    open, route, rule, sysctl, topology,
+    open, qdisc, route, rule, sysctl, topology,
 };
 use crate::sys::netns::within;
 
@@ -163,6 +163,7 @@ fn bring_back(
     left.extend(route::converge(nl, &names, &indices, &before.routes).err());
     left.extend(rule::converge(nl, &before.rules).err());
     left.extend(neigh::converge(nl, &names, &indices, &before.neighbours).err());
+    left.extend(qdisc::converge(nl, &names, &indices, &before.shaping));
     if let Some(lo) = before.links.iter().find(|l| l.kind == LinkKind::Loopback) {
         left.extend(
             link::dress(nl, lo.index, lo)

@@ -38,7 +38,8 @@ pub(super) fn here() -> Result<Network, Error> {
             strange.name, strange.kind
         ));
     }
-    not_carried.extend(qdisc::named(&mut nl, &names)?);
+    let (shaping, lost) = qdisc::dump(&mut nl, &names)?;
+    not_carried.extend(lost);
     let sysctls = sysctl::carried()?;
     let filters = filter::dump()?;
     Ok(Network {
@@ -48,6 +49,7 @@ pub(super) fn here() -> Result<Network, Error> {
         rules,
         neighbours,
         sysctls,
+        shaping,
         filters,
         not_carried,
     })

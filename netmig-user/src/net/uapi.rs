@@ -120,6 +120,7 @@ pub const NTF_PROXY: u8 = 0x08;
 pub const NTF_ROUTER: u8 = 0x80;
 
 pub const TCA_KIND: u16 = 1;
+pub const TCA_OPTIONS: u16 = 2;
 
 pub const NETNSA_NSID: u16 = 1;
 pub const NETNSA_FD: u16 = 3;

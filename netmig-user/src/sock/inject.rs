@@ -130,16 +130,21 @@ impl Injector {
         )
     }
 
-    /// Acknowledges to the peer what has come, in the stack's place, which would wait for a timer; the window ends where it was announced to.
-    /// Without the peer's stamp: nothing is measured by it.
-    pub(super) fn acknowledge(&mut self, live: &Live) -> io::Result<()> {
-        let edge = live.rcv_wup.wrapping_add(live.rcv_wnd);
+    /// Acknowledges to the peer what has come, in the stack's place, which would wait for a timer; the window ends where it was announced to,
+    /// or is one segment long if the peer is `invited` to send one. Without the peer's stamp: nothing is measured by it.
+    pub(super) fn acknowledge(&mut self, live: &Live, invited: bool) -> io::Result<()> {
+        let window = if invited {
+            let window = (live.rcv_mss >> live.rcv_wscale) + 1;
+            u16::try_from(window).unwrap_or(u16::MAX)
+        } else {
+            up_to(live.edge(), live.rcv_nxt, live.rcv_wscale)
+        };
         let segment = Segment {
             from: live.local,
             to: live.peer,
             seq: live.snd_nxt,
             ack: live.rcv_nxt,
-            window: up_to(edge, live.rcv_nxt, live.rcv_wscale),
+            window,
             flags: ACK,
             stamps: live.stamp.map(|stamp| (stamp, 0)),
             payload: &[],

@@ -1,13 +1,18 @@
 //! Live connections for a keeper: what their sockets say, room for what was promised to their peers, and windows told anew.
-use std::{os::fd::OwnedFd, path::Path, time::Duration};
-
-use netmig_core::{
-    image::v1::sock::{Endpoint, Tcp, TcpState},
-    socket::State,
+use std::{
+    os::fd::OwnedFd,
+    path::Path,
+    time::{Duration, Instant},
 };
 
+use netmig_core::{
+    image::v1::sock::{Endpoint, Tcp, TcpState, later},
+    socket::State,
+};
+use zerocopy::IntoBytes as _;
+
 use super::{
-    diag,
+    common, diag,
     error::{Error, On},
     holders::Held,
     inject::Injector,
@@ -41,7 +46,7 @@ pub struct Live {
     pub rcv_wnd: u32,
     /// Largest window that the peer has ever announced, in bytes.
     pub max_window: u32,
-    /// The stamp that it would send now; none without timestamps.
+    /// The stamp that it would send when [`live`] returns; none without timestamps.
     pub stamp: Option<u32>,
     /// Shift of the windows that it announces; 0 without the option.
     pub rcv_wscale: u8,
@@ -51,7 +56,31 @@ pub struct Live {
     pub received: u64,
 }
 
+/// What a look at them does besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Acknowledges also what has come within a second, for that ACK may have died in the gate with the data that it came with; and asks a
+    /// peer whose window is full for one segment.
+    First,
+    /// No more than what is not acknowledged.
+    Again,
+}
+
+/// What peers have sent within this they may not have seen acknowledged, and would send again after a retransmission timeout, most often.
+const RECENT: Duration = Duration::from_secs(1);
+
 impl Live {
+    /// Right edge of the window that it has announced.
+    #[must_use]
+    pub fn edge(&self) -> u32 {
+        self.rcv_wup.wrapping_add(self.rcv_wnd)
+    }
+
+    /// Whether the peer may send less than a segment.
+    fn is_full(&self) -> bool {
+        (self.edge().wrapping_sub(self.rcv_nxt) as i32) < self.rcv_mss as i32
+    }
+
     /// A connection of an image; none if a FIN has come or was written.
     pub fn of(tcp: &Tcp) -> Option<Self> {
         (tcp.state == TcpState::Established).then(|| Self {
@@ -72,14 +101,16 @@ impl Live {
 }
 
 /// Reads them through duplicates of the descriptors that `pids` hold. What has come and was not acknowledged is acknowledged at once, for the
-/// stack's own ACK may be delayed for longer than it may pass the gate; so is what has come within `recent`, for that ACK may have died in
-/// the gate with the data that it came with. The tasks are stopped, the gate is closed. No socket is in repair when it returns.
+/// stack's own ACK may be delayed for longer than it may pass the gate. The tasks are stopped, the gate is closed. No socket is in repair when
+/// it returns.
 ///
 /// # Errors
 /// If the namespace, a process, sock_diag or a socket cannot be read.
-pub fn live(netns: &Path, pids: &[i32], recent: Duration) -> Result<Vec<Live>, Error> {
+pub fn live(netns: &Path, pids: &[i32], look: Look) -> Result<Vec<Live>, Error> {
     within(netns, || {
         let held = Held::by(pids)?;
+        let here = common::kernel().on("reading the kernel's version", &"this host")?;
+        let kernels = tcp::Kernels { source: here, here };
         let mut injector = Injector::default();
         let mut all = Vec::new();
         for seen in outer()?.iter().filter(|seen| !seen.signed) {
@@ -88,18 +119,26 @@ pub fn live(netns: &Path, pids: &[i32], recent: Duration) -> Result<Vec<Live>, E
                 continue;
             };
             let fd = held.duplicate(owners)?;
-            let Some((live, silent)) = read(&fd, seen.local, seen.peer)? else {
+            let Some((mut live, silent)) = read(&fd, seen.local, seen.peer)? else {
                 continue;
             };
-            if live.rcv_nxt != live.rcv_wup || silent < recent {
-                injector.acknowledge(&live).on(
+            live.stamp = live.stamp.map(|stamp| kernels.clock(stamp));
+            let invited = look == Look::First && live.is_full();
+            let recent = look == Look::First && silent < RECENT;
+            if live.rcv_nxt != live.rcv_wup || recent || invited {
+                injector.acknowledge(&live, invited).on(
                     "acknowledging what has come",
                     &format!("tcp {} -> {}", live.local, live.peer),
                 )?;
             }
-            all.push(live);
+            all.push((live, Instant::now()));
         }
-        Ok(all)
+        let now = Instant::now();
+        let at_once = all.into_iter().map(|(live, read)| Live {
+            stamp: live.stamp.map(|stamp| later(stamp, now - read)),
+            ..live
+        });
+        Ok(at_once.collect())
     })
 }
 
@@ -156,6 +195,19 @@ pub fn resend(netns: &Path, pids: &[i32]) -> (usize, Vec<Error>) {
     (sent, failed)
 }
 
+/// Room for what was promised to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// The container's end, IPv4-mapped addresses as IPv4.
+    pub local: Endpoint,
+    /// The peer's end, likewise.
+    pub peer: Endpoint,
+    /// Of memory.
+    pub bytes: u64,
+    /// End of what was promised: the window reaches this far at least.
+    pub edge: u32,
+}
+
 /// Receive buffers that take more than their programs wanted, until [`Widened::end`].
 #[derive(Debug, Default)]
 pub struct Widened(Vec<Buffer>);
@@ -168,20 +220,16 @@ struct Buffer {
     lock: i32,
 }
 
-/// Widens the receive buffers of connections (own end, peer's, by how many bytes): promised bytes must find room whatever the program
-/// has not read. Goes on after an error and reports them all.
-pub fn widen(
-    netns: &Path,
-    pids: &[i32],
-    needs: &[(Endpoint, Endpoint, u64)],
-) -> (Widened, Vec<Error>) {
+/// Widens the receive buffers and windows of connections: promised bytes must find room whatever the program has not read. Goes on after an
+/// error and reports them all.
+pub fn widen(netns: &Path, pids: &[i32], needs: &[Need]) -> (Widened, Vec<Error>) {
     let mut failed = Vec::new();
     let mut widened = Widened::default();
     let done = within(netns, || {
         let held = Held::by(pids)?;
         for seen in outer()? {
             let ends = (seen.local.canonical(), seen.peer.canonical());
-            let Some(need) = needs.iter().find(|(l, p, _)| (*l, *p) == ends) else {
+            let Some(need) = needs.iter().find(|n| (n.local, n.peer) == ends) else {
                 continue;
             };
             let Some(owners) = held.get(seen.inode) else {
@@ -190,7 +238,7 @@ pub fn widen(
             let name = format!("tcp {} -> {}", ends.0, ends.1);
             match held
                 .duplicate(owners)
-                .and_then(|fd| Buffer::widen(fd, name, need.2))
+                .and_then(|fd| Buffer::widen(fd, name, need))
             {
                 Ok(buffer) => widened.0.push(buffer),
                 Err(e) => failed.push(e),
@@ -203,12 +251,13 @@ pub fn widen(
 }
 
 impl Buffer {
-    fn widen(fd: OwnedFd, name: String, need: u64) -> Result<Self, Error> {
+    fn widen(fd: OwnedFd, name: String, need: &Need) -> Result<Self, Error> {
         let int = |option, call| sockopt::int(&fd, libc::SOL_SOCKET, option).on(call, &name);
         let size = int(libc::SO_RCVBUF, "reading SO_RCVBUF")?;
         let lock = int(SO_BUF_LOCK, "reading SO_BUF_LOCK").unwrap_or(0);
         // The kernel doubles what is set.
-        let wide = i32::try_from(need).map_or(i32::MAX / 2, |need| (size / 2).saturating_add(need));
+        let wide = i32::try_from(need.bytes)
+            .map_or(i32::MAX / 2, |bytes| (size / 2).saturating_add(bytes));
         sockopt::set_int(
             &fd,
             libc::SOL_SOCKET,
@@ -216,6 +265,7 @@ impl Buffer {
             wide.min(i32::MAX / 2),
         )
         .on("setting SO_RCVBUFFORCE", &name)?;
+        reach(&fd, need.edge, &name)?;
         Ok(Self {
             fd,
             name,
@@ -236,6 +286,29 @@ impl Widened {
         };
         self.0.iter().filter_map(|b| narrow(b).err()).collect()
     }
+}
+
+/// The window reaches to `edge` at least.
+fn reach(fd: &OwnedFd, edge: u32, name: &str) -> Result<(), Error> {
+    let reuseaddr =
+        sockopt::int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).on("reading SO_REUSEADDR", &name)?;
+    let repair = Repair::enter(fd, reuseaddr, name)?;
+    // struct tcp_repair_window: snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup.
+    let mut window: [u32; 5] = sockopt::read(fd, libc::SOL_TCP, libc::TCP_REPAIR_WINDOW)
+        .on("reading TCP_REPAIR_WINDOW", &name)?;
+    let [.., rcv_wnd, rcv_wup] = window;
+    let needed = edge.wrapping_sub(rcv_wup);
+    if needed <= i32::MAX as u32 && needed > rcv_wnd {
+        window[3] = needed;
+        sockopt::set(
+            fd,
+            libc::SOL_TCP,
+            libc::TCP_REPAIR_WINDOW,
+            window.as_bytes(),
+        )
+        .on("setting TCP_REPAIR_WINDOW", &name)?;
+    }
+    repair.leave()
 }
 
 /// Makes the stack tell peers its windows, by an empty segment from before the last announcement, which it answers with an ACK that is

@@ -44,7 +44,7 @@ pub use self::{
     flows::{Flow, flows},
     holders::Place,
     kept::Kept,
-    live::{Live, Widened, live, received, resend, tell_windows, widen},
+    live::{Live, Look, Need, Widened, live, received, resend, tell_windows, widen},
     make::{Made, make, portable},
     rebuilt::{Opened, Rebuilt},
     room::{Room, Rooms},

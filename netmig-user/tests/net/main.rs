@@ -3,6 +3,7 @@ mod document;
 mod random;
 mod round_trip;
 mod segment;
+mod shaping;
 mod silence;
 mod tracked;
 mod undo;

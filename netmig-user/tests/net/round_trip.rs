@@ -413,26 +413,6 @@ fn links_that_lie_on_what_is_not_there_are_refused() {
 }
 
 #[test]
-fn shaping_is_named() {
-    world(|| {
-        segment(&["a"]);
-        container("a", "src", "02:00:00:00:00:10");
-        assert_eq!(
-            net::snapshot(&ns("src")).unwrap().not_carried,
-            [] as [&str; 0]
-        );
-        on("src", || {
-            sh("tc qdisc add dev eth0 root handle 5: tbf rate 1mbit burst 10k latency 50ms")
-        });
-        let named = net::snapshot(&ns("src")).unwrap().not_carried;
-        assert!(
-            matches!(&named[..], [one] if one.starts_with("link eth0 has a queueing discipline tbf 5:")),
-            "{named:?}"
-        );
-    });
-}
-
-#[test]
 fn a_macvlan() {
     world(|| {
         segment(&["a", "b"]);
@@ -502,6 +482,7 @@ pub fn same(expected: &Network, found: &Network) {
     assert_eq!(expected.rules, found.rules);
     assert_eq!(expected.neighbours, found.neighbours);
     assert_eq!(expected.sysctls, found.sysctls);
+    assert_eq!(expected.shaping, found.shaping);
     assert_eq!(expected.filters, found.filters);
     assert_eq!(expected, found);
 }

@@ -5,7 +5,7 @@ use std::{
 };
 
 use netmig_core::image::v1::conntrack::{Adjustment, Connection, Key};
-use netmig_user::net::conntrack::{dump, forget, insert, passing};
+use netmig_user::net::conntrack::{Present, dump, forget, insert, passing};
 
 use crate::world::{container, on, segment, sh, world};
 
@@ -49,7 +49,10 @@ fn entries_of_every_kind() {
             .cloned()
             .map(v6)
             .collect();
-        assert_eq!(on("src", || insert(&others)).unwrap(), [] as [&str; 0]);
+        assert_eq!(
+            on("src", || insert(&others, Present::Keep)).unwrap(),
+            [] as [&str; 0]
+        );
         let mut one = by_tool.into_iter().find(|c| c.mark == 7).unwrap();
         let other = |key: &mut Key| {
             if let Key::Ports {
@@ -76,7 +79,7 @@ fn entries_of_every_kind() {
             }),
         );
         assert_eq!(
-            on("src", || insert(&[one.clone()])).unwrap(),
+            on("src", || insert(&[one.clone()], Present::Keep)).unwrap(),
             [] as [&str; 0]
         );
         let made = on("src", dump).unwrap();
@@ -94,10 +97,16 @@ fn entries_of_every_kind() {
         on("dst", || {
             sh("nft 'table inet t { chain c { ct label set 5; }; }'")
         });
-        assert_eq!(on("dst", || insert(&found)).unwrap(), [] as [&str; 0]);
+        assert_eq!(
+            on("dst", || insert(&found, Present::Keep)).unwrap(),
+            [] as [&str; 0]
+        );
         assert_eq!(timeless("dst"), timeless("src"));
         // There already: left as they are.
-        assert_eq!(on("dst", || insert(&found)).unwrap(), [] as [&str; 0]);
+        assert_eq!(
+            on("dst", || insert(&found, Present::Keep)).unwrap(),
+            [] as [&str; 0]
+        );
         assert_eq!(on("dst", || forget(&found)).unwrap(), [] as [&str; 0]);
         assert_eq!(on("dst", || forget(&found)).unwrap(), [] as [&str; 0]);
         assert_eq!(on("dst", dump).unwrap(), []);
@@ -127,7 +136,7 @@ fn no_segment_of_a_connection_that_came_along_is_invalid() {
             .unwrap();
         entry.tcp.as_mut().unwrap().flags = (0x01, 0);
         assert_eq!(
-            on("dst", || insert(&[entry.clone()])).unwrap(),
+            on("dst", || insert(&[entry.clone()], Present::Keep)).unwrap(),
             [] as [&str; 0]
         );
         const BE_LIBERAL: u8 = 8;
@@ -171,7 +180,10 @@ fn a_translated_flow_goes_on() {
         // What that has made of itself goes.
         let strange = on("src", dump).unwrap();
         assert_eq!(on("src", || forget(&strange)).unwrap(), [] as [&str; 0]);
-        assert_eq!(on("src", || insert(&tracked)).unwrap(), [] as [&str; 0]);
+        assert_eq!(
+            on("src", || insert(&tracked, Present::Keep)).unwrap(),
+            [] as [&str; 0]
+        );
         server.send_to(b"three", from).unwrap();
         let mut said = [0; 9];
         let n = client.recv(&mut said).unwrap();

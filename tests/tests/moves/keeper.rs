@@ -169,18 +169,15 @@ fn sends_nothing_again(kept: &Kept) {
         );
         let outcomes = loaded.end_clean();
         show(&outcomes, &ended);
-        assert!(packets(&ended, "answered") > 0);
+        assert!(packets(&ended, "answered") > 0 && packets(&ended, "owned") > 0);
         assert_eq!(packets(&ended, "replayed"), packets(&ended, "held"));
-        let (again, window) = sent_again(&outcomes);
-        seen.push((again, window, packets(&ended, "owned")));
+        seen.push(sent_again(&outcomes));
         kept.story.nothing_is_left();
     }
     println!("sent again, part of the window kept: {seen:?}");
     // Without a keeper each connection sends at least one segment again, and a stream's window is one of 10 or less. One of the moves may
     // meet a machine that is busy with something else for as long as a retransmission timeout.
-    let undisturbed = |(again, window, owned): &(u64, f64, u64)| {
-        *again < CONNECTIONS && *window >= 0.9 && *owned > 0
-    };
+    let undisturbed = |(again, window): &(u64, f64)| *again < CONNECTIONS && *window >= 0.9;
     assert!(seen.iter().any(undisturbed), "{seen:?}");
 }
 
@@ -231,26 +228,22 @@ fn a_full_receive_buffer_loses_nothing() {
     kept.story.nothing_is_left();
 }
 
-/// In some moves nothing comes in order, and so nothing is owned: it is tried again then.
 #[test]
 fn what_was_acknowledged_is_delivered_where_the_container_stays() {
     let kept = Kept::up("keeper-abort");
-    let owned = (0..4).any(|_| {
-        let loaded = kept.load();
-        let mut catcher = Catcher::set(kept.story.b(), "post-restore", "criu");
-        let ended = kept.story.migrate(kept.story.a(), &kept.container, &[]);
-        catcher.caught();
-        thread::sleep(AROUND);
-        assert_eq!(ended.outcome(), "kept", "{}", ended.said());
-        kept.timers_run(kept.story.a());
-        kept.story.lives_only_on(kept.story.a(), &kept.container);
-        let outcomes = loaded.end_clean();
-        show(&outcomes, &ended);
-        assert_eq!(packets(&ended, "replayed"), packets(&ended, "held"));
-        kept.story.nothing_is_left();
-        packets(&ended, "owned") > 0
-    });
-    assert!(owned, "nothing was owned in any of the moves");
+    let loaded = kept.load();
+    let mut catcher = Catcher::set(kept.story.b(), "post-restore", "criu");
+    let ended = kept.story.migrate(kept.story.a(), &kept.container, &[]);
+    catcher.caught();
+    thread::sleep(AROUND);
+    assert_eq!(ended.outcome(), "kept", "{}", ended.said());
+    kept.timers_run(kept.story.a());
+    kept.story.lives_only_on(kept.story.a(), &kept.container);
+    let outcomes = loaded.end_clean();
+    show(&outcomes, &ended);
+    assert!(packets(&ended, "owned") > 0);
+    assert_eq!(packets(&ended, "replayed"), packets(&ended, "held"));
+    kept.story.nothing_is_left();
 }
 
 /// The agent that dies knows what was promised; the next one finds it in a file.

@@ -1,11 +1,11 @@
-//! A container's whole network: packet filters with what they remember, policy routing, settings.
+//! A container's whole network: packet filters with what they remember, policy routing, traffic shaping, settings.
 use std::{thread, time::Duration};
 
 use netmig_lab::{Cmd, Host, workload::Client};
 
 use crate::story::{Container, How, Story};
 
-/// A firewall that trusts its memory alone: a connection that it does not know may begin with nothing but a SYN.
+/// A firewall that trusts its memory alone: a connection that it does not know may begin with nothing but a SYN, and port 80 leads to redis.
 const NETWORK: &str = r#"
     nft -f - <<'END'
 table inet firewall {
@@ -35,6 +35,9 @@ END
     ip rule add priority 50 from 192.0.2.10 lookup 100
     ip route add 192.0.2.0/24 dev eth0 table 100
     ip route add blackhole 203.0.113.0/24 table 100
+    tc qdisc add dev eth0 root handle 1: htb default 10
+    tc class add dev eth0 parent 1: classid 1:10 htb rate 2gbit burst 1mb quantum 60000
+    tc qdisc add dev eth0 parent 1:10 handle 10: pfifo limit 900
     echo 20 >/proc/sys/net/ipv4/tcp_fin_timeout"#;
 
 fn inside(host: &dyn Host, command: &str) -> String {
@@ -79,7 +82,10 @@ fn filters_and_what_they_remember_go_along() {
     story.start(a, &container);
     inside(a, NETWORK);
     dumped(a, "/tmp/before.json");
-    let loaded = story.load_with(&container, &[client("direct", 6379)]);
+    let loaded = story.load_with(
+        &container,
+        &[client("direct", 6379), client("redirected", 80)],
+    );
     thread::sleep(Duration::from_millis(500));
 
     let counted = |host: &dyn Host| {
@@ -107,11 +113,14 @@ fn filters_and_what_they_remember_go_along() {
     }
     let set = inside(b, "nft list set inet firewall seen");
     assert!(set.contains("192.0.2."), "{set}");
-    let tracked = inside(b, "conntrack -L -p tcp --orig-port-dst 6379 2>/dev/null");
-    let established = tracked
-        .lines()
-        .filter(|l| l.contains("ESTABLISHED") && l.contains("mark=42"));
-    assert_eq!(established.count(), 3, "{tracked}");
+    for port in [80, 6379] {
+        let ask = format!("conntrack -L -p tcp --orig-port-dst {port} 2>/dev/null");
+        let tracked = inside(b, &ask);
+        let established = tracked.lines().filter(|l| {
+            l.contains("ESTABLISHED") && l.contains("sport=6379") && l.contains("mark=42")
+        });
+        assert_eq!(established.count(), 3, "{tracked}");
+    }
 
     thread::sleep(Duration::from_millis(500));
     story.moves(b, &container);

@@ -16,7 +16,7 @@ use crate::{
         hold::Packet,
         keeper::{Keeper, Known, Promise, Took},
     },
-    sock::{self, Live, Widened},
+    sock::{self, Live, Need, Widened},
 };
 
 /// Waits between looks at the sockets, in ms; before each but the first ones the packets of who is behind are put in once more.
@@ -58,7 +58,7 @@ pub fn known(live: &Live) -> (FlowKey, Known) {
         snd_una: live.snd_una,
         snd_nxt: live.snd_nxt,
         rcv_nxt: live.rcv_nxt,
-        edge: live.rcv_wup.wrapping_add(live.rcv_wnd),
+        edge: live.edge(),
         max_window: live.max_window,
         stamp: live.stamp,
         rcv_wscale: live.rcv_wscale,
@@ -115,18 +115,25 @@ impl Promised {
         self.keys.contains(&key(local, peer))
     }
 
-    /// Makes room in the receive buffers, before anything is delivered. What failed, in words.
+    /// Makes room in the receive buffers and windows, before anything is delivered. What failed, in words.
     pub fn make_room(&mut self) -> Vec<String> {
         let promises = self.keeper.promises();
         if promises.is_empty() {
             return Vec::new();
         }
         // Every packet may be for any of them; a buffer that is too wide for a moment does no harm.
-        let need = self.packets.iter().map(|(_, p)| p.truesize()).sum();
+        let bytes = self.packets.iter().map(|(_, p)| p.truesize()).sum();
         let needs: Vec<_> = promises
             .iter()
-            .filter_map(|p| self.live.get(&p.key))
-            .map(|live| (live.local, live.peer, need))
+            .filter_map(|p| {
+                let live = self.live.get(&p.key)?;
+                Some(Need {
+                    local: live.local,
+                    peer: live.peer,
+                    bytes,
+                    edge: p.next,
+                })
+            })
             .collect();
         let (widened, failed) = sock::widen(&self.netns, &self.pids, &needs);
         self.widened = widened;

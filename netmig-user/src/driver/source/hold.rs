@@ -199,6 +199,13 @@ impl Hold {
         Ok(())
     }
 
+    /// The container's stack sends nothing any more, and its sockets have not been dumped.
+    pub(super) fn still(&self) {
+        if let Some(keeping) = &mut self.shared.kept().keeping {
+            keeping.still();
+        }
+    }
+
     /// The sockets once more.
     pub(super) fn keep_again(&self, live: &[Live], exact: bool) {
         let mut kept = self.shared.kept();

@@ -21,14 +21,11 @@ use crate::{
     engine::task,
     gate::Gate,
     net,
-    sock::{self, Live},
+    sock::{self, Live, Look},
 };
 
 /// When the sockets are read after the closing: at once, and when what had passed the gate before has been delivered, even on a busy machine.
 const LOOKS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(10)];
-
-/// What peers have sent within this is acknowledged once more: they would send it again after a retransmission timeout, most often.
-const RECENT: Duration = Duration::from_secs(1);
 
 impl Steps {
     /// Answers the peers from now on, beside what follows: whatever fails here, the move goes on without it.
@@ -47,7 +44,10 @@ impl Steps {
                     }
                 }
             }
-            if let Err(e) = steps.fall_quiet() {
+            // Without a keeper the stack's own ACKs go on until the dump.
+            if steps.can_keep().unwrap_or(false)
+                && let Err(e) = steps.fall_quiet()
+            {
                 warn!(mv = %steps.id, "the dump of the sockets waits for the gate: {e:#}");
             }
             if let Err(e) = steps.calm() {
@@ -58,17 +58,23 @@ impl Steps {
 
     /// What the container's stack had to acknowledge has been acknowledged: nothing of it passes any more. The wait for programs that have
     /// seen otherwise is beside the engine's dump, and not before that of the sockets.
-    fn fall_quiet(&self) -> Result<()> {
-        if !self.can_keep()? {
-            return Ok(());
-        }
+    pub(super) fn fall_quiet(&self) -> Result<()> {
         match &self.state().gate {
             Some(gate) => gate.let_acks_pass(false)?,
             None => return Ok(()),
         }
         Gate::settle()?;
         self.quiet.store(true, Ordering::SeqCst);
+        self.still();
         Ok(())
+    }
+
+    /// The container's clock as its peers see it stands until it goes on at the target.
+    pub(super) fn still(&self) {
+        let hold = self.state().hold.clone();
+        if let Some(hold) = hold {
+            hold.still();
+        }
     }
 
     /// Whether peers can be answered in the blackout.
@@ -93,8 +99,8 @@ impl Steps {
             return Ok(false);
         }
         let begun = Instant::now();
-        let recent = if first { RECENT } else { Duration::ZERO };
-        let live = sock::live(&netns, &task::tasks(container.init_pid)?, recent)?;
+        let look = if first { Look::First } else { Look::Again };
+        let live = sock::live(&netns, &task::tasks(container.init_pid)?, look)?;
         drop(alone);
         if !first {
             hold.keep_again(&live, false);
@@ -105,6 +111,9 @@ impl Steps {
         let connections = live.len();
         let took = begun.elapsed();
         hold.keep(gate, live, &self.owned())?;
+        if self.quiet.load(Ordering::SeqCst) {
+            hold.still();
+        }
         info!(mv = %self.id, connections, ?took, after = ?closed.elapsed(), "peers are answered");
         Ok(true)
     }
@@ -243,7 +252,7 @@ impl Steps {
         let places = hold::places(&links, &network, &points);
         let injectors = hold::injectors(places.iter().map(|(link, point)| (*link, point)))?;
         let mut delivery = Delivery::new(injectors, gate.order(), &netns);
-        let live = sock::live(&netns, &pids, Duration::ZERO)?;
+        let live = sock::live(&netns, &pids, Look::Again)?;
         info!(mv = %self.id, packets = packets.len(), "delivering what an earlier agent has acknowledged");
         let mut promised = Promised::of(&live, packets.iter().cloned(), &netns, pids);
         let mut left = promised.make_room();

@@ -315,11 +315,9 @@ impl Steps {
             cgroup::freeze_now(cgroup)?;
         }
         if !self.quiet.load(Ordering::SeqCst) {
-            if let Some(gate) = &self.state().gate {
-                gate.let_acks_pass(false)?;
-            }
-            Gate::settle()?;
+            self.fall_quiet()?;
         }
+        self.still();
         let engine = container.manager.engine();
         let pids = match engine {
             socket::Engine::Criu => task::tasks(container.init_pid)?,

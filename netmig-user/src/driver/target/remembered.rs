@@ -7,7 +7,11 @@ use tracing::debug;
 
 use super::steps::Steps;
 use crate::{
-    net::{self, conntrack, filter},
+    net::{
+        self,
+        conntrack::{self, Present},
+        filter,
+    },
     sys::netns::within,
 };
 
@@ -27,10 +31,13 @@ impl Steps {
                     None => Vec::new(),
                 };
                 // Behind the filters: what translates and labels is there by then.
-                warnings.extend(conntrack::insert(&remembered.connections)?);
+                warnings.extend(conntrack::insert(
+                    &remembered.connections,
+                    Present::Replace,
+                )?);
                 Ok::<_, net::Error>(warnings)
             })?;
-            warnings.extend(conntrack::insert(&remembered.host)?);
+            warnings.extend(conntrack::insert(&remembered.host, Present::Keep)?);
             Ok(warnings)
         }));
     }

@@ -39,6 +39,7 @@ use hook::Side;
 pub mod cgroup_img;
 pub mod flags;
 pub mod hook;
+mod images;
 pub mod shim;
 
 /// Name under which the content of the container's /dev/shm travels among the images.
@@ -318,24 +319,13 @@ impl Kit {
     }
 
     /// At the target, when all images have arrived and the runtime is about to start CRIU ([`hook::Action::Images`]): makes them fit the container
-    /// that [`crate::runtime::Runtime::create`] made, and fills its /dev/shm, which podman has mounted by now.
+    /// that [`crate::runtime::Runtime::create`] made and removes what is not CRIU's to restore ([`images`]), and fills its /dev/shm, which podman
+    /// has mounted by now.
     ///
     /// # Errors
     /// An image is missing or cannot be read or written, `tar` is missing or fails.
     pub fn stage_images(&self, created: &CreatedContainer) -> Result<(), Error> {
-        let path = self.images.join("cgroup.img");
-        if path.exists() {
-            let image = fs::read(&path).map_err(|e| file("reading", &path, e))?;
-            let paths = created
-                .cgroup_from
-                .as_deref()
-                .zip(created.cgroup_to.as_deref());
-            let fitted = cgroup_img::fit(&image, paths).map_err(|source| Error::Image {
-                path: path.clone(),
-                source,
-            })?;
-            put(&path, &fitted)?;
-        }
+        images::fit(&self.images, created)?;
         let tar = self.images.join(SHM_TAR);
         if let Some(static_dir) = &created.static_dir
             && tar.exists()

@@ -3,16 +3,19 @@
 //! It says what the container's stack would say if its receive buffer had just become full: an ACK with window 0. It **owns** in-order
 //! payload: acknowledges it. That is a promise, so the caller stores what [`Keeper::take`] calls owned before an answer leaves, and
 //! delivers it whatever comes. Owned is only what the container's stack will take as well when the packet is given to it later: whole,
-//! right checksum, in order, not beyond the right edge that the container has announced, with an ACK that it believes. So the packets
+//! right checksum, in order, with an ACK that it believes, and not beyond the right edge that the container has announced, but for
+//! [`BEYOND`]: a peer whose window was full at the closing sends nothing by itself, and would lose its own window to the silence (slow start
+//! after idle), so it is asked for a segment now and then, and the socket's edge is moved before they are delivered. So the packets
 //! themselves are what is delivered ([`Keeper::promises`] says how far each socket must get by them).
 //!
 //! Never answered: pure ACKs, RST, signed segments, connections that are not known. FINs are never owned.
 mod answer;
 mod segment;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use netmig_common::FlowKey;
+use netmig_core::image::v1::sock::later;
 
 use self::{answer::Ack, segment::Segment};
 use super::hold::Packet;
@@ -30,7 +33,7 @@ pub struct Known {
     pub edge: u32,
     /// Largest window that the peer has ever announced: ACKs older than that are not believed (RFC 5961, section 5.2).
     pub max_window: u32,
-    /// The stamp that the container would send now; none without timestamps.
+    /// The stamp that the container would have sent when it was read; none without timestamps.
     pub stamp: Option<u32>,
     /// Shift of the windows that the container announces.
     pub rcv_wscale: u8,
@@ -38,6 +41,16 @@ pub struct Known {
     pub rcv_mss: u32,
     /// Bytes received in all (`tcpi_bytes_received`) when `rcv_nxt` was read.
     pub received: u64,
+}
+
+/// Bytes beyond the announced edge that are owned at most, for each connection.
+pub const BEYOND: u32 = 256 << 10;
+
+impl Known {
+    /// End of what may be owned.
+    fn limit(&self) -> u32 {
+        self.edge.wrapping_add(BEYOND)
+    }
 }
 
 /// What is to be done about a packet.
@@ -94,6 +107,8 @@ struct Flow {
 pub struct Keeper {
     flows: HashMap<FlowKey, Flow>,
     filled: Vec<Packet>,
+    /// Since the stamps were read.
+    age: Duration,
     /// Data out of order is answered too: `rcv_nxt` was read after everything that had passed the gate was in.
     exact: bool,
 }
@@ -119,6 +134,7 @@ impl Keeper {
         Self {
             flows: flows.collect(),
             filled: Vec::new(),
+            age: Duration::ZERO,
             exact: false,
         }
     }
@@ -169,25 +185,34 @@ impl Keeper {
         std::mem::take(&mut self.filled)
     }
 
-    /// The answer to whatever came last of a connection, as a frame from the container.
-    pub fn answer(&mut self, key: &FlowKey) -> Option<Vec<u8>> {
-        self.flows.get_mut(key)?.say(key, 0)
+    /// So much time has passed since the stamps were read. Answers go with the container's clock: one that is stamped before an ACK which the
+    /// stack still got out would be dropped (PAWS). It must stand before the sockets are dumped, for at the target their clocks go on from
+    /// there.
+    pub fn passed(&mut self, since: Duration) {
+        self.age = since;
     }
 
-    /// Answers that allow the peer one segment, for connections of which something is owned: it stays warm, and does not give up. Only as
-    /// long as the segment fits what the container has announced.
+    /// The answer to whatever came last of a connection, as a frame from the container.
+    pub fn answer(&mut self, key: &FlowKey) -> Option<Vec<u8>> {
+        self.flows.get_mut(key)?.say(key, 0, self.age)
+    }
+
+    /// Answers that allow the peer one segment, for connections of which something is owned, or whose window is full: it stays warm, and does
+    /// not give up. Only as long as the segment may be owned.
     pub fn trickle(&mut self) -> Vec<(FlowKey, Vec<u8>)> {
-        let sending = self.flows.iter_mut().filter(|(_, flow)| flow.owned > 0);
+        let age = self.age;
+        let waiting = |flow: &Flow| flow.owned > 0 || flow.is_full();
+        let sending = self.flows.iter_mut().filter(|(_, flow)| waiting(flow));
         let said = sending.filter_map(|(key, flow)| {
             let window = flow.known.rcv_mss >> flow.known.rcv_wscale;
             let window = u16::try_from(window + 1).ok()?;
             let edge = flow
                 .next
                 .wrapping_add(u32::from(window) << flow.known.rcv_wscale);
-            if flow.over || before(flow.known.edge, edge) {
+            if flow.over || before(flow.known.limit(), edge) {
                 return None;
             }
-            Some((*key, flow.say(key, window)?))
+            Some((*key, flow.say(key, window, age)?))
         });
         said.collect()
     }
@@ -270,10 +295,15 @@ impl Flow {
         self.ahead.retain(|(_, end, _)| before(next, *end));
     }
 
+    /// Whether the peer may send less than a segment.
+    fn is_full(&self) -> bool {
+        before(self.known.edge, self.next.wrapping_add(self.known.rcv_mss))
+    }
+
     /// Payload that the container's stack will take where it is in order.
     fn fits(&self, segment: &Segment) -> bool {
         let end = segment.seq.wrapping_add(segment.payload);
-        segment.payload > 0 && !before(self.known.edge, end) && !segment.is_urgent()
+        segment.payload > 0 && !before(self.known.limit(), end) && !segment.is_urgent()
     }
 
     /// Whether the container's stack will look at what it carries: PAWS (RFC 7323, section 5), and its ACK (tcp_ack).
@@ -313,7 +343,7 @@ impl Flow {
         if before(self.next, segment.seq) {
             return otherwise;
         }
-        if before(self.known.edge, end) {
+        if before(self.known.limit(), end) {
             // A probe with a byte, or one that knows no edge.
             return Took::Answer(segment.key);
         }
@@ -323,14 +353,14 @@ impl Flow {
         Took::Own(segment.key)
     }
 
-    fn say(&mut self, key: &FlowKey, window: u16) -> Option<Vec<u8>> {
+    fn say(&mut self, key: &FlowKey, window: u16, age: Duration) -> Option<Vec<u8>> {
         let (packet, ip) = self.frame.as_ref()?;
         let ack = Ack {
             key: *key,
             seq: self.known.snd_nxt,
             ack: self.next,
             window,
-            stamps: self.known.stamp.map(|own| (own, self.echo)),
+            stamps: self.known.stamp.map(|own| (later(own, age), self.echo)),
         };
         self.answered = true;
         Some(ack.frame(packet.frame(), *ip))

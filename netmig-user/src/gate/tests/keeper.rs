@@ -3,6 +3,7 @@ use etherparse::{
     Ipv4Header, PacketBuilder, SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice,
 };
 use proptest::prelude::*;
+use std::time::Duration;
 
 use netmig_common::{Direction::Inbound, FlowKey, Mode, Protocol, Side};
 
@@ -13,7 +14,7 @@ use super::{
 use crate::gate::{
     Gate,
     hold::Packet,
-    keeper::{Keeper, Known, Took},
+    keeper::{BEYOND, Keeper, Known, Took},
 };
 
 const SEQ: u32 = u32::MAX - 2000;
@@ -314,20 +315,43 @@ fn a_socket_that_went_back_is_not_spoken_for() {
 }
 
 #[test]
-fn nothing_beyond_the_announced_edge_is_owned() {
+fn so_much_is_owned_beyond_the_announced_edge_and_no_more() {
+    const STEP: usize = 1 << 15;
     let mut keeper = keeper(known());
-    assert!(
-        owns(keeper.take(&sent(0, ROOM as usize).packet())),
-        "to the edge"
-    );
-    let beyond = sent(ROOM as i32, 1).with(|h| stamped(h, 401));
+    let mut end = ROOM as usize;
+    assert!(owns(keeper.take(&sent(0, end).packet())), "to the edge");
+    for _ in 0..BEYOND as usize / STEP {
+        assert!(owns(keeper.take(&sent(end as i32, STEP).packet())));
+        end += STEP;
+    }
+    let beyond = sent(end as i32, 1).with(|h| stamped(h, 401));
     assert!(answers(keeper.take(&beyond.packet())), "a probe");
     let answer = keeper.answer(&key(Ip::V4)).expect("an answer");
     assert_eq!(
         read(&answer).header.acknowledgment_number,
-        SEQ.wrapping_add(ROOM)
+        SEQ.wrapping_add(end as u32)
     );
     assert!(keeper.trickle().is_empty());
+}
+
+#[test]
+fn a_peer_with_a_full_window_is_asked_for_a_segment() {
+    for (room, asked) in [(0, true), (1447, true), (1448, false)] {
+        let mut keeper = keeper(Known {
+            edge: SEQ.wrapping_add(room),
+            ..known()
+        });
+        assert!(keeper.trickle().is_empty(), "nothing has come yet");
+        assert!(answers(keeper.take(&sent(-1, 0).packet())));
+        let answer = keeper.answer(&key(Ip::V4)).expect("an answer");
+        assert_eq!(read(&answer).header.window_size, 0);
+        let said = keeper.trickle();
+        assert_eq!(said.len(), usize::from(asked), "{room}");
+        for (_, frame) in said {
+            assert_eq!(read(&frame).header.window_size, 1448 / 128 + 1);
+        }
+        assert!(owns(keeper.take(&sent(0, 1448).packet())));
+    }
 }
 
 #[test]
@@ -366,6 +390,35 @@ fn who_has_sent_may_send_a_segment_now_and_then() {
     assert!(owns(keeper.take(&sent(700, 1448).packet())));
     let closed = keeper.answer(&key(Ip::V4)).expect("an answer");
     assert_eq!(read(&closed).header.window_size, 0);
+}
+
+#[test]
+fn stamps_go_with_the_containers_clock() {
+    const LATER: Duration = Duration::from_millis(300);
+    for (stamp, then) in [(STAMP, STAMP + 300), (STAMP | 1, (STAMP | 1) + 300_000)] {
+        let mut keeper = keeper(Known {
+            stamp: Some(stamp),
+            ..known()
+        });
+        assert!(owns(keeper.take(&sent(0, 700).packet())));
+        let stamps = |keeper: &mut Keeper| {
+            let answer = keeper.answer(&key(Ip::V4)).expect("an answer");
+            let trickle = keeper.trickle().remove(0).1;
+            [answer, trickle].map(|frame| {
+                read(&frame)
+                    .header
+                    .options_iterator()
+                    .find_map(|option| match option {
+                        Ok(TcpOptionElement::Timestamp(tsval, _)) => Some(tsval),
+                        _ => None,
+                    })
+                    .expect("a stamp")
+            })
+        };
+        assert_eq!(stamps(&mut keeper), [stamp; 2]);
+        keeper.passed(LATER);
+        assert_eq!(stamps(&mut keeper), [then; 2]);
+    }
 }
 
 #[test]
@@ -491,9 +544,10 @@ fn closed_lets_the_containers_own_acks_pass_while_it_is_told_to() {
 
 proptest! {
     #[test]
-    fn what_is_acknowledged_came_in_order_and_fits_the_window(segments in proptest::collection::vec((-3000..60_000i32, 0..3000usize), 1..40)) {
-        let mut keeper = keeper(known());
-        prop_assert!(keeper.again([(key(Ip::V4), known())], true).is_empty());
+    fn what_is_acknowledged_came_in_order_and_fits(segments in proptest::collection::vec((-3000..60_000i32, 0..3000usize), 1..40)) {
+        let known = Known { edge: known().edge.wrapping_sub(BEYOND), ..known() };
+        let mut keeper = keeper(known);
+        prop_assert!(keeper.again([(key(Ip::V4), known)], true).is_empty());
         let mut next = 0i32;
         let mut came = std::collections::HashSet::new();
         for (at, length) in segments {

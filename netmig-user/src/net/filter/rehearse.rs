@@ -1,13 +1,8 @@
 //! Trying beforehand whether filters can be made on this host, and are then what they were.
-use std::os::fd::AsRawFd;
-
-use netmig_core::image::v1::{
-    filter::Filters,
-    net::{Link, LinkKind, Mac},
-};
+use netmig_core::image::v1::{filter::Filters, net::Link};
 
 use super::{
-    super::{Doing, Error, link, namespace, open},
+    super::{Error, namespace, stand_in},
     converge, dump, settled,
 };
 
@@ -21,7 +16,7 @@ pub fn rehearse(filters: &Filters, links: &[Link]) -> Result<Vec<String>, Error>
         return Ok(Vec::new());
     }
     namespace::scratch(|| {
-        stand_in(links)?;
+        stand_in::make(links)?;
         let strict = Filters {
             partial: false,
             ..filters.clone()
@@ -110,29 +105,4 @@ fn differences(wanted: &Filters, found: &Filters) -> Vec<String> {
     }
     compare("ipset".to_owned(), &wanted.ipsets, Some(&found.ipsets));
     all
-}
-
-/// Rules may name links, and some only links that are there. Pairs are what every kernel that netmig works on can make.
-fn stand_in(links: &[Link]) -> Result<(), Error> {
-    let mut nl = open()?;
-    let own = namespace::own()?;
-    for (i, wanted) in links
-        .iter()
-        .filter(|l| l.kind != LinkKind::Loopback)
-        .enumerate()
-    {
-        let end = link::HostEnd {
-            name: &format!("nmstand-in{i}"),
-            mac: Mac([2, 0, 0, 0, 1, i as u8]),
-            netns: own.as_raw_fd(),
-        };
-        let plain = Link {
-            mac: None,
-            mtu: 1500,
-            ..wanted.clone()
-        };
-        link::add_veth(&mut nl, &plain, 0, &end)
-            .doing(|| format!("making a stand-in for link {}", wanted.name))?;
-    }
-    Ok(())
 }

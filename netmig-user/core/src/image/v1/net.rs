@@ -1,13 +1,19 @@
-//! The container's network: links, addresses, routes, rules, neighbours, sysctls.
+//! The container's network: links, addresses, routes, rules, neighbours, sysctls, traffic shaping.
 //!
 //! Numbers that rtnetlink defines (flags, scopes, protocols, tables, types) are kept as the kernel's own values; what names another
 //! object of the same namespace (a link) names it by its name, so that nothing depends on an index of one host.
-use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr};
+use std::{fmt, net::IpAddr};
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::filter::Filters;
+
+mod mac;
+mod shaping;
+
+pub use mac::{BadMac, Mac};
+pub use shaping::{Class, Discipline, TC_H_ROOT};
 
 /// The network of one namespace. Two dumps of equal namespaces are equal, except for what counts down ([`Network::timeless`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -24,6 +30,9 @@ pub struct Network {
     pub neighbours: Vec<Neighbour>,
     /// Sysctls under net/ that differ from a fresh namespace's, or that a fresh namespace takes from its host; sorted by path.
     pub sysctls: Vec<Sysctl>,
+    /// Queueing disciplines that somebody has set up, sorted by link and handle.
+    #[serde(default)]
+    pub shaping: Vec<Discipline>,
     /// Packet filters.
     #[serde(default)]
     pub filters: Filters,
@@ -52,82 +61,6 @@ impl Network {
     /// The addresses of one link.
     pub fn addresses_of<'a>(&'a self, link: &'a str) -> impl Iterator<Item = &'a Address> {
         self.addresses.iter().filter(move |a| a.link == link)
-    }
-}
-
-/// An Ethernet address; as text `02:00:00:00:00:10`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Mac(pub [u8; 6]);
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl fmt::Debug for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// A text that is not an Ethernet address.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0:?} is not a MAC: six pairs of hex digits with colons are expected")]
-pub struct BadMac(pub String);
-
-impl FromStr for Mac {
-    type Err = BadMac;
-
-    fn from_str(s: &str) -> Result<Self, BadMac> {
-        let bad = || BadMac(s.to_owned());
-        let mut mac = [0; 6];
-        let mut parts = s.split(':');
-        for byte in &mut mac {
-            let part = parts
-                .next()
-                .filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))
-                .ok_or_else(bad)?;
-            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
-        }
-        if parts.next().is_some() {
-            Err(bad())
-        } else {
-            Ok(Self(mac))
-        }
-    }
-}
-
-impl Serialize for Mac {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if serializer.is_human_readable() {
-            serializer.collect_str(self)
-        } else {
-            self.0.serialize(serializer)
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Mac {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        if deserializer.is_human_readable() {
-            String::deserialize(deserializer)?
-                .parse()
-                .map_err(D::Error::custom)
-        } else {
-            Deserialize::deserialize(deserializer).map(Self)
-        }
-    }
-}
-
-impl JsonSchema for Mac {
-    fn schema_name() -> Cow<'static, str> {
-        "Mac".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "pattern": "^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$"})
     }
 }
 
@@ -494,29 +427,6 @@ pub struct Sysctl {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_mac_is_text_in_json_and_six_bytes_on_the_wire() {
-        let mac = Mac([2, 0, 0, 0xab, 0, 0x10]);
-        assert_eq!(
-            serde_json::to_string(&mac).unwrap(),
-            "\"02:00:00:ab:00:10\""
-        );
-        assert_eq!(
-            serde_json::from_str::<Mac>("\"02:00:00:AB:00:10\"").unwrap(),
-            mac
-        );
-        assert_eq!(postcard::to_stdvec(&mac).unwrap(), mac.0);
-        for bad in [
-            "",
-            "02:00:00:ab:00",
-            "02:00:00:ab:00:10:11",
-            "2:0:0:0:0:0",
-            "+2:00:00:ab:00:10",
-        ] {
-            assert_eq!(bad.parse::<Mac>(), Err(BadMac(bad.to_owned())));
-        }
-    }
 
     #[test]
     fn a_prefix_knows_what_lies_in_it() {

@@ -6,7 +6,7 @@ mod check;
 pub use check::Impossible;
 
 use serde::{Deserialize, Serialize};
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, time::Duration};
 
 /// Longest queue that an image may carry, in bytes.
 pub const QUEUE_LIMIT: usize = 256 << 20;
@@ -101,6 +101,19 @@ pub struct Setting {
     pub name: i32,
     /// Value, native byte order of the source.
     pub value: Vec<u8>,
+}
+
+/// A clock of [`Tcp::timestamp`]'s kind so much later. Bit 0 is no part of the time and stays: set, it counts microseconds, else milliseconds.
+#[must_use]
+pub fn later(timestamp: u32, by: Duration) -> u32 {
+    let unit = timestamp & 1;
+    let ticks = if unit == 1 {
+        by.as_micros()
+    } else {
+        by.as_millis()
+    };
+    // It goes round, as the clock does.
+    timestamp.wrapping_add(ticks as u32) & !1 | unit
 }
 
 /// What every kind of socket has.
@@ -392,5 +405,26 @@ pub struct Left {
 impl fmt::Display for Tcp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "tcp {} -> {}", self.local, self.peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_goes_on_in_its_own_unit() {
+        const STEP: Duration = Duration::from_millis(27);
+        for (begin, ticks) in [(u32::MAX - 101, 27), (u32::MAX - 100, 27_000)] {
+            let unit = begin & 1;
+            assert_eq!(unit == 1, ticks == 27_000);
+            let mut clock = begin;
+            for steps in 1..100_u32 {
+                clock = later(clock, STEP);
+                assert_eq!(clock & 1, unit);
+                let behind = begin.wrapping_add(steps * ticks).wrapping_sub(clock);
+                assert!(behind <= steps, "each step cuts off one at most: {behind}");
+            }
+        }
     }
 }

@@ -1,5 +1,9 @@
 //! The keeper at work at the source: what it owns is stored, then said.
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use netmig_common::FlowKey;
@@ -14,6 +18,9 @@ use crate::{
     },
     sock::Live,
 };
+
+/// What a stamp may be behind the container's: TCP_TIMESTAMP leaves out bit 0, as does what is reckoned from it, and all cut off.
+const FINEST: Duration = Duration::from_millis(4);
 
 /// Answers wait for more packets to come, but not for more than this many.
 const BATCH: usize = 64;
@@ -33,6 +40,10 @@ pub(super) struct Keeping {
     owned: Vec<(u16, Packet)>,
     /// To be answered.
     waiting: Vec<FlowKey>,
+    /// When the stamps were read.
+    read: Instant,
+    /// The container's clock as the dump will have it at least: it stands from then on.
+    still: Option<Instant>,
     /// Nothing is answered or owned any more: granted, given up, or nothing can be stored.
     over: bool,
     /// Packets held up to the last one that is owned.
@@ -42,7 +53,7 @@ pub(super) struct Keeping {
 }
 
 impl Keeping {
-    /// Of these connections; what is owned goes to a file at `path`.
+    /// Of these connections, which have just been read; what is owned goes to a file at `path`.
     ///
     /// # Errors
     /// The file cannot be made.
@@ -63,10 +74,17 @@ impl Keeping {
             fresh: Vec::new(),
             owned: Vec::new(),
             waiting: Vec::new(),
+            read: Instant::now(),
+            still: None,
             over: false,
             needed: 0,
             answered: 0,
         })
+    }
+
+    /// The stack sends nothing any more.
+    pub(super) fn still(&mut self) {
+        self.still.get_or_insert_with(Instant::now);
     }
 
     /// The sockets once more, when so many packets are held; `exact`: nothing is on its way to them any more.
@@ -148,6 +166,7 @@ impl Keeping {
             self.order.own(self.fresh.len() as u64);
             self.owned.append(&mut self.fresh);
         }
+        self.stamp();
         for key in std::mem::take(&mut self.waiting) {
             if let Some(frame) = self.keeper.answer(&key) {
                 self.say(&key, &frame);
@@ -164,6 +183,12 @@ impl Keeping {
         for (key, frame) in self.keeper.trickle() {
             self.say(&key, &frame);
         }
+    }
+
+    fn stamp(&mut self) {
+        let now = self.still.unwrap_or_else(Instant::now);
+        self.keeper
+            .passed(now.saturating_duration_since(self.read) + FINEST);
     }
 
     fn say(&mut self, key: &FlowKey, frame: &[u8]) {

@@ -1,26 +1,15 @@
-//! Tracked connections (ctnetlink): reading them, making them, forgetting them.
-//!
-//! Translated addresses are no attribute of an entry but the difference between its two directions. Made anew, it is given its original
-//! direction and the translation, and the kernel derives the reply from it (ctnetlink_setup_nat()), as conntrackd does.
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
-};
+//! A tracked connection in ctnetlink's messages.
+use std::net::{IpAddr, Ipv4Addr};
 
 use netmig_core::image::v1::{
     conntrack::{Adjustment, Connection, Key, TcpState, Tuple},
     net::Family,
 };
 
-use super::{
-    Doing, Error,
-    attr::{Attr, Message, af},
-    netlink::{self, Netlink, Reply},
+use crate::net::{
+    attr::{self, Attr, Message, af},
+    netlink::{self, Reply},
 };
-
-const CT_NEW: u16 = 1 << 8;
-const CT_GET: u16 = 1 << 8 | 1;
-const CT_DELETE: u16 = 1 << 8 | 2;
 
 // include/uapi/linux/netfilter/nfnetlink_conntrack.h
 const CTA_TUPLE_ORIG: u16 = 1;
@@ -80,101 +69,6 @@ const SETTABLE: u32 = IPS_SEEN_REPLY | IPS_ASSURED | IPS_FIXED_TIMEOUT;
 /// is not translated, its receiver knows no such connection, and a RST comes back.
 const BE_LIBERAL: u8 = 1 << 3;
 
-/// All connections that the calling thread's namespace tracks, sorted. A kernel without conntrack tracks none.
-///
-/// # Errors
-/// If the table cannot be read.
-pub fn dump() -> Result<Vec<Connection>, Error> {
-    // struct nfgenmsg: every family.
-    let asked = Netlink::netfilter().and_then(|mut nl| nl.dump(CT_GET, &Message::new(&[0; 4])));
-    let replies = match asked {
-        Err(e) if is_absent(&e) => return Ok(Vec::new()),
-        other => other.doing(|| "reading the tracked connections".to_owned())?,
-    };
-    let mut all: Vec<_> = replies
-        .iter()
-        .filter_map(|reply| parse(reply).transpose())
-        .collect::<Result<_, _>>()
-        .doing(|| "reading a tracked connection".to_owned())?;
-    all.sort();
-    Ok(all)
-}
-
-/// Those of the calling thread's namespace with one of `addresses` on either side that neither begin nor end at this host itself.
-///
-/// # Errors
-/// As [`dump`].
-pub fn passing(addresses: &[IpAddr], own: &[IpAddr]) -> Result<Vec<Connection>, Error> {
-    let mut all = dump()?;
-    all.retain(|c| {
-        let ends = ends(c);
-        addresses.iter().any(|a| ends.contains(a)) && !own.iter().any(|a| ends.contains(a))
-    });
-    Ok(all)
-}
-
-/// Makes the calling thread's namespace track `connections`. One that is there already is left as it is. What could not be made, in words.
-///
-/// # Errors
-/// If the kernel cannot be asked at all.
-pub fn insert(connections: &[Connection]) -> Result<Vec<String>, Error> {
-    let mut failed = Vec::new();
-    if connections.is_empty() {
-        return Ok(failed);
-    }
-    let mut nl = Netlink::netfilter().doing(|| "opening a socket for conntrack".to_owned())?;
-    for connection in connections {
-        let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-        match nl.request(CT_NEW, flags, new(connection)) {
-            Err(e) if e.errno() == Some(libc::EEXIST) => {}
-            Err(e) => failed.push(format!("tracked connection {connection}: {e}")),
-            Ok(()) => {}
-        }
-    }
-    Ok(failed)
-}
-
-/// Makes the calling thread's namespace forget `connections`. What is not there is no error; what could not be removed, in words.
-///
-/// # Errors
-/// If the kernel cannot be asked at all.
-pub fn forget(connections: &[Connection]) -> Result<Vec<String>, Error> {
-    let mut left = Vec::new();
-    if connections.is_empty() {
-        return Ok(left);
-    }
-    let mut nl = Netlink::netfilter().doing(|| "opening a socket for conntrack".to_owned())?;
-    for connection in connections {
-        let request = zoned(head(connection), connection)
-            .nested(CTA_TUPLE_ORIG, &tuple(&connection.original));
-        match nl.request(CT_DELETE, 0, request) {
-            Err(e) if e.errno() == Some(libc::ENOENT) => {}
-            Err(e) => left.push(format!("tracked connection {connection}: {e}")),
-            Ok(()) => {}
-        }
-    }
-    Ok(left)
-}
-
-fn is_absent(e: &netlink::Error) -> bool {
-    matches!(
-        e.errno(),
-        Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::ENOENT)
-    )
-}
-
-fn ends(connection: &Connection) -> BTreeSet<IpAddr> {
-    let Connection {
-        original, reply, ..
-    } = connection;
-    BTreeSet::from([
-        original.source,
-        original.destination,
-        reply.source,
-        reply.destination,
-    ])
-}
-
 fn family(tuple: &Tuple) -> Family {
     if tuple.source.is_ipv4() {
         Family::Inet
@@ -183,25 +77,27 @@ fn family(tuple: &Tuple) -> Family {
     }
 }
 
-/// struct nfgenmsg.
+/// The beginning of a request that names it: struct nfgenmsg and its zone.
 fn head(connection: &Connection) -> Message {
-    Message::new(&[af(family(&connection.original)), 0, 0, 0])
-}
-
-fn zoned(message: Message, connection: &Connection) -> Message {
+    let message = Message::new(&[af(family(&connection.original)), 0, 0, 0]);
     match connection.zone {
         0 => message,
         zone => message.be16(CTA_ZONE, zone),
     }
 }
 
-fn new(connection: &Connection) -> Message {
+/// What names it in a request: its zone and its original direction.
+pub fn named(connection: &Connection) -> Message {
+    head(connection).nested(CTA_TUPLE_ORIG, &tuple(&connection.original))
+}
+
+/// The request that makes the kernel track it.
+pub fn new(connection: &Connection) -> Message {
     let Connection {
         original, reply, ..
     } = connection;
     let status = connection.status & SETTABLE | IPS_CONFIRMED;
-    let mut request = zoned(head(connection), connection)
-        .nested(CTA_TUPLE_ORIG, &tuple(original))
+    let mut request = named(connection)
         .nested(CTA_TUPLE_REPLY, &tuple(&reversed(original)))
         .be32(CTA_STATUS, status)
         .be32(CTA_TIMEOUT, connection.timeout)
@@ -345,9 +241,10 @@ fn tuple(tuple: &Tuple) -> Message {
         .nested(CTA_TUPLE_PROTO, &proto)
 }
 
-fn parse(reply: &Reply) -> Result<Option<Connection>, netlink::Error> {
+/// Reads one; none if it is of a family that no image carries.
+pub fn parse(reply: &Reply) -> Result<Option<Connection>, netlink::Error> {
     let (header, attrs) = reply.split::<4>()?;
-    if super::attr::family(header[0]).is_none() {
+    if attr::family(header[0]).is_none() {
         return Ok(None);
     }
     let (mut original, mut back) = (None, None);
