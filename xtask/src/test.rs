@@ -50,7 +50,7 @@ const STAGES: [Stage; 5] = [
     Stage {
         name: "unit",
         what: "each crate's own tests",
-        needs: &[Purpose::Build],
+        needs: &[Purpose::Build, Purpose::Unit],
         run: unit,
     },
     Stage {

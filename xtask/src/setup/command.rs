@@ -85,6 +85,8 @@ fn cause(output: &str) -> String {
         "Connection timed out",
         "Connection refused",
         "Connection failed",
+        "Connection reset by peer",
+        "Error reading from server",
         "failed to download from",
     ];
     if let Some(line) = has(&network) {
@@ -112,6 +114,8 @@ mod tests {
             cause(apt),
             "no network: Temporary failure resolving 'mirror.example'"
         );
+        let cut = "E: Failed to fetch http://mirror.example/x.deb  Error reading from server. Remote end closed connection\n";
+        assert_eq!(cause(cut), format!("no network: {}", cut.trim_end()));
         let tar = "tar: ./usr: Cannot write: No space left on device\nE: it broke\n";
         assert_eq!(
             cause(tar),

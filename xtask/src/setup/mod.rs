@@ -37,6 +37,8 @@ pub enum Purpose {
     Build,
     /// Check the source's form.
     Lint,
+    /// Run each crate's own tests.
+    Unit,
     /// Bring up a lab.
     Lab,
     /// Boot virtual machines.
@@ -60,7 +62,13 @@ pub struct Arguments {
 }
 
 pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let all = [Purpose::Build, Purpose::Lint, Purpose::Lab, Purpose::Vm];
+    let all = [
+        Purpose::Build,
+        Purpose::Lint,
+        Purpose::Unit,
+        Purpose::Lab,
+        Purpose::Vm,
+    ];
     if !arguments.check {
         ready(&all, Tell::All)?;
         return Ok(ExitCode::SUCCESS);
@@ -82,6 +90,7 @@ fn steps(purpose: Purpose) -> Vec<Box<dyn Step>> {
     match purpose {
         Purpose::Build => vec![Box::new(ebpf::Compiler), Box::new(ebpf::Linker)],
         Purpose::Lint => vec![Box::new(components::Components)],
+        Purpose::Unit => vec![Box::new(packages::UNIT)],
         Purpose::Lab => vec![Box::new(packages::LAB), Box::new(test_root::TestRoot)],
         Purpose::Vm => vec![Box::new(packages::VM), Box::new(vm_kernels::VmKernels)],
     }
@@ -98,6 +107,7 @@ pub fn ready(purposes: &[Purpose], tell: Tell) -> anyhow::Result<()> {
             }
             continue;
         }
+        require_root(&format!("setting up {}", step.what()))?;
         if lock.is_none() {
             lock = Some(lock_cache()?);
         }
@@ -106,7 +116,6 @@ pub fn ready(purposes: &[Purpose], tell: Tell) -> anyhow::Result<()> {
             continue;
         };
         println!("set-up: {}: {missing} ({})", step.what(), step.why());
-        require_root(&step.what())?;
         let began = Instant::now();
         step.make()
             .with_context(|| format!("setting up {}", step.what()))?;

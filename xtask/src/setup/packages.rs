@@ -16,6 +16,21 @@ pub struct Packages {
     why: &'static str,
 }
 
+pub const UNIT: Packages = Packages {
+    names: &[
+        "conntrack",
+        "e2fsprogs",
+        "ipset",
+        "iproute2",
+        "iptables",
+        "kmod",
+        "nftables",
+        "procps",
+    ],
+    what: "packages of the unit tests",
+    why: "they make network namespaces with packet filters and sysctls, disk images, and indexes of modules",
+};
+
 pub const LAB: Packages = Packages {
     names: &[
         "conntrack",
@@ -101,14 +116,28 @@ pub fn install(names: &[&str]) -> anyhow::Result<()> {
     let updated = if UPDATED.swap(true, Ordering::Relaxed) {
         Ok(())
     } else {
-        command::run("apt", apt().arg("update"))
+        // Without the option apt-get is content with no list at all.
+        command::run("apt", apt().args(["--error-on=any", "update"]))
     };
     let install = ["--yes", "--no-install-recommends", "install"];
     let installed = command::run("apt", apt().args(install).args(absent));
+    verdict(updated, installed)
+}
+
+/// What came of it all.
+fn verdict(updated: anyhow::Result<()>, installed: anyhow::Result<()>) -> anyhow::Result<()> {
+    // apt knows no package either whose list it could not fetch.
+    let unknown = |cause: &anyhow::Error| {
+        let cause = cause.to_string();
+        ["Unable to locate package", "has no installation candidate"]
+            .iter()
+            .any(|words| cause.contains(words))
+    };
     match (updated, installed) {
-        // Some source of the machine's that has nothing to do with these packages.
-        (Err(_), Ok(())) | (Ok(()), Ok(())) => Ok(()),
-        (Err(cause), Err(_)) | (Ok(()), Err(cause)) => Err(cause),
+        // If a list could not be fetched, that was some source of the machine's that has nothing to do with these packages.
+        (_, Ok(())) => Ok(()),
+        (Err(lists), Err(cause)) if unknown(&cause) => Err(lists),
+        (_, Err(cause)) => Err(cause),
     }
 }
 
@@ -123,6 +152,25 @@ fn apt() -> Command {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::anyhow;
+
+    #[test]
+    fn lists_that_could_not_be_fetched_are_the_cause_of_unknown_packages_only() {
+        let verdict = |installed: &'static str| {
+            let lists = Err(anyhow!("no network"));
+            super::verdict(lists, Err(anyhow!(installed)))
+                .expect_err("not installed")
+                .to_string()
+        };
+        assert_eq!(verdict("E: Unable to locate package x"), "no network");
+        assert_eq!(
+            verdict("E: Package 'x' has no installation candidate"),
+            "no network"
+        );
+        assert_eq!(verdict("no space: E: full"), "no space: E: full");
+        assert!(super::verdict(Err(anyhow!("a source of another vendor")), Ok(())).is_ok());
+    }
+
     #[test]
     fn what_no_machine_has_is_missing() {
         let missing = super::absent(&["dpkg", "no-such-package-anywhere"]).expect("dpkg answers");

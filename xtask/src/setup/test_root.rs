@@ -10,7 +10,11 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use netmig_lab::root;
-use nix::sys::{prctl, signal::Signal, statvfs::statvfs};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::{prctl, signal::Signal, statvfs::statvfs},
+};
 
 use super::{Step, command, mirror::mirror};
 
@@ -46,7 +50,7 @@ impl Step for TestRoot {
             );
         }
         Ok(Some(format!(
-            "not made yet, 2 to 4 minutes: {}",
+            "not made yet, 1 to 4 minutes: {}",
             path.display()
         )))
     }
@@ -101,11 +105,22 @@ fn mmdebstrap(work: &Path, made: &Path, mirror: &str) -> Command {
         mmdebstrap.arg(format!("deb {mirror} {suite} main"));
     }
     mmdebstrap.env("TMPDIR", work).env("LC_ALL", "C");
-    // Else it would go on alone, for minutes, into a directory that the next set-up removes.
-    let end_with_us = || prctl::set_pdeathsig(Signal::SIGTERM).map_err(io::Error::from);
-    // SAFETY: prctl is async-signal-safe and touches no memory of this process.
-    unsafe { mmdebstrap.pre_exec(end_with_us) };
+    bound(&mut mmdebstrap);
     mmdebstrap
+}
+
+/// Binds a command to this process. Else it would go on alone, for minutes, into a directory that the next set-up removes; and what it
+/// mounts there (/proc, /sys, devices) would stay when it is killed, for that removal to walk into.
+fn bound(command: &mut Command) {
+    let bind = || {
+        prctl::set_pdeathsig(Signal::SIGTERM)?;
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
+        Ok(())
+    };
+    // SAFETY: these are system calls and no more: async-signal-safe, and they touch no memory of this process.
+    unsafe { command.pre_exec(bind) };
 }
 
 /// What a host cannot be without.
@@ -175,6 +190,20 @@ mod tests {
         fs::create_dir_all(&good).expect("good");
         remove_unfinished(cache.path()).expect("removed");
         assert!(!left.exists() && good.exists());
+    }
+
+    #[test]
+    fn what_is_mounted_while_the_root_is_made_is_not_mounted_here() {
+        let made = tempfile::tempdir().expect("a directory");
+        let mut mount = Command::new("sh");
+        mount.args([
+            "-ec",
+            r#"mount -t tmpfs tmpfs "$1"; touch "$1/device""#,
+            "sh",
+        ]);
+        bound(mount.arg(made.path()));
+        assert!(mount.status().expect("sh").success());
+        assert_eq!(fs::read_dir(made.path()).expect("read").count(), 0);
     }
 
     #[test]
