@@ -153,8 +153,8 @@ pub enum ToSource {
     Opened {
         /// Microseconds from reading the grant to the gate's opening.
         open_us: u64,
-        /// Rounds of announcements sent.
-        announced: u32,
+        /// Microseconds of these that the first round of announcements took.
+        announce_us: u64,
         /// What could not be set up, in words.
         warnings: Vec<String>,
     },

@@ -96,7 +96,7 @@ fn frames() -> Vec<Frame> {
             5,
             Some(ToSource::Opened {
                 open_us: 1_800,
-                announced: 3,
+                announce_us: 3,
                 warnings: vec!["no health check".into()],
             }),
         ),

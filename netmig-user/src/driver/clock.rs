@@ -1,5 +1,5 @@
 //! When what happened, for the report.
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use netmig_core::machine::source::Phase;
 
@@ -13,6 +13,8 @@ pub struct Clock {
     pub granted: Option<Instant>,
     /// The target's word came in.
     pub released: Option<Instant>,
+    /// What of the opening the target spent on telling the segment where the container is.
+    pub announcing: Duration,
     /// The gate passed here again, after a move that was undone.
     pub reopened: Option<Instant>,
 }
@@ -26,6 +28,7 @@ impl Clock {
             closed: None,
             granted: None,
             released: None,
+            announcing: Duration::ZERO,
             reopened: None,
         }
     }
@@ -35,8 +38,24 @@ impl Clock {
         self.phases.push((phase, Instant::now()));
     }
 
-    /// Each phase with its length in ms up to now, in the order in which they began.
+    /// Each phase with its length in ms up to now, in the order in which they began; the announcement, which the target makes while it opens,
+    /// is a phase of its own.
     pub fn phases(&self) -> Vec<(Phase, f64)> {
+        let announcing = self.announcing.as_secs_f64() * 1e3;
+        let mut phases = Vec::new();
+        for (phase, ms) in self.marked() {
+            if phase == Phase::Open {
+                let announcing = announcing.min(ms);
+                phases.push((phase, ms - announcing));
+                phases.push((Phase::Announce, announcing));
+            } else {
+                phases.push((phase, ms));
+            }
+        }
+        phases
+    }
+
+    fn marked(&self) -> Vec<(Phase, f64)> {
         let ends = self
             .phases
             .iter()
@@ -68,7 +87,28 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+
+    #[test]
+    fn the_announcement_is_taken_out_of_the_opening() {
+        let mut clock = Clock::start();
+        clock.phase(Phase::Open);
+        clock.phase(Phase::Clean);
+        clock.announcing = Duration::from_millis(2);
+        let t = Instant::now();
+        for (mark, at) in clock.phases.iter_mut().zip([0, 30]) {
+            mark.1 = t + Duration::from_millis(at);
+        }
+        let phases = clock.phases();
+        let of = |i: usize| (phases[i].0, phases[i].1.round());
+        assert_eq!(
+            (of(0), of(1)),
+            ((Phase::Open, 28.0), (Phase::Announce, 2.0))
+        );
+        assert_eq!(phases[2].0, Phase::Clean);
+        clock.announcing = Duration::from_secs(1);
+        let phases = clock.phases();
+        assert_eq!((phases[0].1, phases[1].1.round()), (0.0, 30.0));
+    }
 
     #[test]
     fn the_blackout_counts_one_crossing() {

@@ -3,7 +3,7 @@ use std::{thread, time::Duration};
 
 use serde_json::Value;
 
-use crate::story::{Container, How, Story};
+use crate::story::{Container, Ended, How, Story};
 
 /// The load runs this long before, between and after the moves.
 const AROUND: Duration = Duration::from_millis(500);
@@ -67,6 +67,22 @@ fn network(story: &Story, name: &str, on_b: bool) -> Value {
         .into()
 }
 
+/// As a report has them, in their order.
+const PHASES: [&str; 12] = [
+    "plan", "attach", "precopy", "drain", "freeze", "dump", "transfer", "rebuild", "grant", "open",
+    "announce", "clean",
+];
+
+fn phases(ended: &Ended) -> Vec<&str> {
+    let report = ended.report.as_ref().expect("a report");
+    let phases = report["phases"].as_array().expect("phases");
+    let told = phases.iter().map(|row| {
+        assert!(row["ms"].as_f64().is_some_and(|ms| ms >= 0.0), "{row}");
+        row["phase"].as_str().expect("a name")
+    });
+    told.collect()
+}
+
 fn with_podman(runtime: &'static str) {
     let story = Story::up(&format!("podman-{runtime}"));
     let container = Container::new(How::Podman(runtime));
@@ -74,7 +90,8 @@ fn with_podman(runtime: &'static str) {
 
     let before = network(&story, container.name, false);
     assert_eq!(before["lab"]["MacAddress"], container.mac());
-    story.moves(story.a(), &container);
+    let ended = story.moves(story.a(), &container);
+    assert_eq!(phases(&ended), PHASES);
     assert_eq!(network(&story, container.name, true), before);
 
     let b = story.b();

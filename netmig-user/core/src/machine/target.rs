@@ -61,8 +61,8 @@ pub enum Event {
     Opened {
         /// Microseconds since the grant was read.
         open_us: u64,
-        /// Rounds of announcements.
-        announced: u32,
+        /// Microseconds of these that the first round of announcements took.
+        announce_us: u64,
         /// What could not be set up.
         warnings: Vec<String>,
     },

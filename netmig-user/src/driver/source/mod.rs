@@ -242,7 +242,6 @@ struct Seen {
     warnings: Vec<String>,
     objections: Vec<String>,
     open_us: Option<u64>,
-    announced: u32,
     rebuild_us: Option<u64>,
     lacks_image: bool,
     link: Measured,
@@ -384,10 +383,11 @@ impl Driver {
             ToSource::Released => self.clock.released = Some(Instant::now()),
             ToSource::Opened {
                 open_us,
-                announced,
+                announce_us,
                 warnings,
             } => {
-                (self.seen.open_us, self.seen.announced) = (Some(*open_us), *announced);
+                self.seen.open_us = Some(*open_us);
+                self.clock.announcing = Duration::from_micros(*announce_us);
                 self.seen.warnings.extend(warnings.iter().cloned());
             }
             ToSource::Failed { left, .. } => self

@@ -261,6 +261,7 @@ impl Steps {
             state.links.clone()
         };
         let forgotten = net::forget_unresolved(&netns);
+        let announcing = Instant::now();
         let first = net::announce(
             &netns,
             &links,
@@ -268,17 +269,14 @@ impl Steps {
             Duration::ZERO,
             &mut || true,
         );
+        let announce_us = announcing.elapsed().as_micros() as u64;
         Self::hold_announced(hold);
         if let Err(e) = forgotten {
             warnings.push(e.to_string());
         }
-        let announced = match first {
-            Ok(announced) => announced.rounds,
-            Err(e) => {
-                warnings.push(format!("announcing: {e}"));
-                0
-            }
-        };
+        if let Err(e) = first {
+            warnings.push(format!("announcing: {e}"));
+        }
         let rebuilt = match state.rebuilt.take() {
             Some(rebuilt) => Some(rebuilt),
             // An earlier agent rebuilt them.
@@ -322,7 +320,7 @@ impl Steps {
         });
         Ok(Event::Opened {
             open_us,
-            announced,
+            announce_us,
             warnings,
         })
     }

@@ -71,7 +71,7 @@ pub struct Machine {
 #[derive(Clone, Debug, Default)]
 struct Opened {
     open_us: u64,
-    announced: u32,
+    announce_us: u64,
     warnings: Vec<String>,
 }
 
@@ -290,12 +290,12 @@ impl Machine {
             Event::EngineReady => self.engine_ready(),
             Event::Opened {
                 open_us,
-                announced,
+                announce_us,
                 warnings,
             } => {
                 if self.state == State::Opening {
                     self.opened.open_us = open_us;
-                    self.opened.announced = announced;
+                    self.opened.announce_us = announce_us;
                     self.opened.warnings.extend(warnings);
                     self.resume();
                 }

@@ -145,7 +145,7 @@ fn source_answers(action: &source::Action, moment: &mut usize) -> Vec<source::Ev
 fn opened_message() -> source::Event {
     source::Event::Message(ToSource::Opened {
         open_us: 1,
-        announced: 1,
+        announce_us: 1,
         warnings: Vec::new(),
     })
 }
@@ -340,7 +340,7 @@ fn target_answers(action: &target::Action) -> Vec<target::Event> {
         Action::EngineRelease => Event::EngineReady,
         Action::Open => Event::Opened {
             open_us: 1,
-            announced: 1,
+            announce_us: 1,
             warnings: Vec::new(),
         },
         Action::EngineResume => Event::EngineRunning,

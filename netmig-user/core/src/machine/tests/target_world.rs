@@ -87,7 +87,7 @@ impl TargetWorld {
                 self.gate = Gate::Open;
                 Event::Opened {
                     open_us: 700,
-                    announced: 3,
+                    announce_us: 3,
                     warnings: Vec::new(),
                 }
             }

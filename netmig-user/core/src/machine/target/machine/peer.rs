@@ -112,12 +112,12 @@ impl Machine {
     pub(super) fn say_opened(&mut self) {
         let Opened {
             open_us,
-            announced,
+            announce_us,
             warnings,
         } = self.opened.clone();
         self.send(ToSource::Opened {
             open_us,
-            announced,
+            announce_us,
             warnings,
         });
     }

@@ -152,13 +152,13 @@ fn the_word_goes_out_before_the_gate_opens_and_the_tasks_run_last() {
     assert_eq!(target.0.word(), Word::Released);
     let opened = Event::Opened {
         open_us: 700,
-        announced: 1,
+        announce_us: 1,
         warnings: Vec::new(),
     };
     assert_eq!(target.hears(opened), [Action::EngineResume]);
     let said = Action::Send(ToSource::Opened {
         open_us: 700,
-        announced: 1,
+        announce_us: 1,
         warnings: Vec::new(),
     });
     assert_eq!(target.hears(Event::EngineRunning), [said]);
@@ -215,7 +215,7 @@ fn an_engine_that_dies_after_the_release_is_a_warning() {
     assert_eq!(target.hears(Event::EngineGone("killed".into())), []);
     let said = target.hears(Event::Opened {
         open_us: 700,
-        announced: 1,
+        announce_us: 1,
         warnings: Vec::new(),
     });
     let [Action::Send(ToSource::Opened { warnings, .. })] = said.as_slice() else {
@@ -277,7 +277,7 @@ fn a_target_agent_that_comes_back_goes_on_only_where_the_engine_stands() {
     assert_eq!(
         target.hears(Event::Opened {
             open_us: 0,
-            announced: 1,
+            announce_us: 1,
             warnings: Vec::new()
         }),
         []
@@ -313,14 +313,14 @@ fn a_source_that_comes_back_late_hears_the_end_again() {
     let opened = || {
         Action::Send(ToSource::Opened {
             open_us: 700,
-            announced: 1,
+            announce_us: 1,
             warnings: Vec::new(),
         })
     };
     assert_eq!(target.hears(Event::PeerWord(Word::Granted)), [released()]);
     target.hears(Event::Opened {
         open_us: 700,
-        announced: 1,
+        announce_us: 1,
         warnings: Vec::new(),
     });
     target.hears(Event::EngineRunning);
@@ -353,7 +353,7 @@ fn an_engine_whose_end_nobody_sees_does_not_hold_up_the_end() {
     assert_eq!(
         target.hears(Event::Opened {
             open_us: 0,
-            announced: 1,
+            announce_us: 1,
             warnings: Vec::new()
         }),
         []
