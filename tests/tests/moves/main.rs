@@ -13,5 +13,6 @@ mod machines;
 mod network;
 mod pairs;
 mod refusals;
+mod restarting;
 mod story;
 mod waiting;
