@@ -12,3 +12,20 @@ pub mod maps;
 pub mod packet;
 pub mod tcp;
 pub mod verdict;
+
+/// What every object has besides its programs and maps; at its end, once.
+#[macro_export]
+macro_rules! object {
+    () => {
+        #[cfg(not(test))]
+        #[panic_handler]
+        fn panic(_info: &core::panic::PanicInfo) -> ! {
+            loop {}
+        }
+
+        /// Some of the helpers are for GPL-compatible programs; the source is under either licence.
+        #[unsafe(link_section = "license")]
+        #[unsafe(no_mangle)]
+        static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+    };
+}

@@ -175,13 +175,4 @@ fn place(ctx: &TcContext, tuple: &mut bpf_sock_tuple, length: u32, waiting: *mut
     unsafe { (*waiting).outcome = outcome };
 }
 
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
-}
-
-/// Some of the helpers are for GPL-compatible programs; the source is under either licence.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+netmig_ebpf::object!();

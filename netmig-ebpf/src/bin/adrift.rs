@@ -92,13 +92,4 @@ fn long(socket: u64, at: u32) -> Option<u64> {
     unsafe { bpf_probe_read_kernel((socket + u64::from(at)) as *const u64) }.ok()
 }
 
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
-}
-
-/// Some of the helpers are for GPL-compatible programs; the source is under either licence.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+netmig_ebpf::object!();

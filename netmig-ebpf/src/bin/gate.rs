@@ -34,13 +34,4 @@ pub fn netmig_answer(ctx: TcContext) -> i32 {
     verdict::answer(&ctx)
 }
 
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
-}
-
-/// Some of the helpers are for GPL-compatible programs; the source is under either licence.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+netmig_ebpf::object!();

@@ -114,7 +114,7 @@ impl Injector {
 
     /// The same from before the last window that was announced, so that it is old also where an ACK is still delayed.
     pub(super) fn old(&mut self, live: &Live) -> io::Result<()> {
-        let segment = Segment {
+        self.segment(&Segment {
             from: live.peer,
             to: live.local,
             seq: live.rcv_wup.wrapping_sub(1),
@@ -124,14 +124,7 @@ impl Injector {
             stamps: None,
             payload: &[],
             key: None,
-        };
-        self.send(
-            segment.from,
-            segment.to,
-            PROTO_TCP,
-            HIGHEST,
-            &segment.bytes(),
-        )
+        })
     }
 
     /// Acknowledges to the peer what has come, in the stack's place, which would wait for a timer; the window ends where it was announced to,
@@ -143,7 +136,7 @@ impl Injector {
         } else {
             up_to(live.edge(), live.rcv_nxt, live.rcv_wscale)
         };
-        let segment = Segment {
+        self.segment(&Segment {
             from: live.local,
             to: live.peer,
             seq: live.snd_nxt,
@@ -154,14 +147,7 @@ impl Injector {
             stamps: live.stamp.map(|stamp| (stamp | 1, 0)),
             payload: &[],
             key: None,
-        };
-        self.send(
-            segment.from,
-            segment.to,
-            PROTO_TCP,
-            HIGHEST,
-            &segment.bytes(),
-        )
+        })
     }
 
     /// Asks the peer for its ACK and window: one byte of old data, seq = snd_una - 1, which it drops and answers. The stack's own probe
@@ -194,7 +180,7 @@ impl Injector {
     fn peer(&mut self, tcp: &Tcp, stamp: u32, seq: u32, payload: &[u8]) -> io::Result<()> {
         let shift = tcp.wscale.map_or(0, |(_, rcv)| rcv);
         let edge = tcp.window.rcv_wup.wrapping_add(tcp.window.rcv_wnd);
-        let segment = Segment {
+        self.segment(&Segment {
             from: tcp.local.canonical(),
             to: tcp.peer.canonical(),
             seq,
@@ -204,14 +190,7 @@ impl Injector {
             stamps: tcp.timestamps.then(|| (stamp, tcp.ts_recent.unwrap_or(0))),
             payload,
             key: md5::key_for(&tcp.common, tcp.peer.ip),
-        };
-        self.send(
-            segment.from,
-            segment.to,
-            PROTO_TCP,
-            HIGHEST,
-            &segment.bytes(),
-        )
+        })
     }
 
     /// Delivers a datagram to `port`.
@@ -267,7 +246,7 @@ impl Injector {
         payload: &[u8],
     ) -> io::Result<()> {
         let (from, to) = self.outside(tcp.peer.canonical(), tcp.local.canonical());
-        let segment = Segment {
+        self.segment(&Segment {
             from,
             to,
             seq,
@@ -280,14 +259,12 @@ impl Injector {
                 .map(|newest| (newest, 0)),
             payload,
             key: md5::key_for(&tcp.common, tcp.peer.ip),
-        };
-        self.send(
-            segment.from,
-            segment.to,
-            PROTO_TCP,
-            HIGHEST,
-            &segment.bytes(),
-        )
+        })
+    }
+
+    fn segment(&mut self, segment: &Segment<'_>) -> io::Result<()> {
+        let bytes = segment.bytes();
+        self.send(segment.from, segment.to, PROTO_TCP, HIGHEST, &bytes)
     }
 
     fn send(

@@ -100,8 +100,8 @@ impl Kept {
     }
 
     /// The container lives at the target: its connections here end without a FIN, an RST or an orphan, so that nothing of them is left
-    /// in a namespace that stays; what no process holds is ended first. They are put into repair, in which the last close is silent (tcp_close), so the tasks must never run
-    /// again. Goes on after an error and reports them all.
+    /// in a namespace that stays; what no process holds is ended first. They are put into repair, in which the last close is silent
+    /// (tcp_close), so the tasks must never run again. Goes on after an error and reports them all.
     pub fn silence(self) -> Vec<Error> {
         let repair = |s: &Socket| {
             sockopt::set_int(&s.fd, libc::SOL_TCP, libc::TCP_REPAIR, 1)
@@ -112,12 +112,10 @@ impl Kept {
                 .on("entering TCP_REPAIR", tcp)
                 .err()
         });
-        let adrift = match within(&self.netns, || {
-            Ok::<_, Error>(adrift::destroy(&self.adrift))
-        }) {
-            _ if self.adrift.is_empty() => Vec::new(),
-            Ok(failed) => failed,
-            Err(e) => vec![e],
+        let adrift = if self.adrift.is_empty() {
+            Vec::new()
+        } else {
+            within(&self.netns, || Ok(adrift::destroy(&self.adrift))).unwrap_or_else(|e| vec![e])
         };
         self.sockets
             .iter()

@@ -42,32 +42,8 @@ pub(super) fn dump(fd: &OwnedFd, common: Common, socket: &Found) -> Result<Tcp, 
         });
     };
     let mut tcp = Tcp {
-        common,
-        state: TcpState::Established,
         shut_read: socket.shutdown & 1 != 0,
-        local: *local,
-        peer: *peer,
-        snd_una: 0,
-        snd_nxt: 0,
-        write_seq: 0,
-        rcv_nxt: 0,
-        send: Vec::new(),
-        recv: Vec::new(),
-        mss: 0,
-        snd_mss: 0,
-        wscale: None,
-        sack: false,
-        timestamps: false,
-        ecn: false,
-        timestamp: 0,
-        window: Window::default(),
-        peer_window: 0,
-        ts_recent: None,
-        congestion: String::new(),
-        cwnd: 0,
-        ssthresh: 0,
-        rtt: 0,
-        window_clamp: 0,
+        ..Tcp::between(common, *local, *peer)
     };
     refresh(fd, &mut tcp)?;
     Ok(tcp)

@@ -145,7 +145,12 @@ fn nginx_keeps_its_connections() {
     a.sh("podman image save localhost/nginx:1 | ssh b podman image load")
         .expect("the same image on b");
     let container = Container::new(How::Podman("crun"));
-    let network = format!("lab:ip={},mac={}", container.ipv4(), container.mac());
+    let network = format!(
+        "lab:ip={},ip6={},mac={}",
+        container.ipv4(),
+        container.ipv6(),
+        container.mac()
+    );
     a.run(&[
         "podman",
         "run",

@@ -181,12 +181,21 @@ impl Going {
         loop {
             line.clear();
             let n = self.lines.read_line(&mut line).expect("a line");
-            assert!(n > 0, "it ended before `{word}`: {}", self.said);
+            assert!(n > 0, "it ended before `{word}`: {}", self.ended());
             self.said.push_str(&line);
             if line.contains(word) {
                 return;
             }
         }
+    }
+
+    /// All that a client that has ended said, its report too.
+    fn ended(&mut self) -> String {
+        let mut said = std::mem::take(&mut self.said);
+        if let Some(mut report) = self.process.stdout.take() {
+            report.read_to_string(&mut said).expect("its report");
+        }
+        said
     }
 
     /// The move's id.

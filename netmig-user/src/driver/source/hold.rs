@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -70,6 +70,8 @@ struct Shared {
     news: Notify,
     /// The readers end.
     over: AtomicBool,
+    /// The container's stack has sent its last by then.
+    still: Arc<OnceLock<Instant>>,
 }
 
 /// A delivery at the source, under way.
@@ -99,6 +101,7 @@ impl Hold {
             changed: Condvar::new(),
             news: Notify::new(),
             over: AtomicBool::new(false),
+            still: Arc::default(),
         });
         let points = taps.iter().map(|t| (t.link, t.point.clone())).collect();
         for tap in taps {
@@ -183,7 +186,13 @@ impl Hold {
         for (link, point) in &self.points {
             answerers.insert(*link, gate.answerer(point)?);
         }
-        let mut keeping = Keeping::begin(live, answerers, self.shared.order.clone(), path)?;
+        let mut keeping = Keeping::begin(
+            live,
+            answerers,
+            &self.shared.order,
+            &self.shared.still,
+            path,
+        )?;
         let mut kept = self.shared.kept();
         if kept.local || kept.granted {
             return Ok(());
@@ -199,11 +208,10 @@ impl Hold {
         Ok(())
     }
 
-    /// The container's stack sends nothing any more, and its sockets have not been dumped.
+    /// The container's stack sends nothing any more, and its sockets have not been dumped: its clock as its peers see it stands until it goes
+    /// on at the target.
     pub(super) fn still(&self) {
-        if let Some(keeping) = &mut self.shared.kept().keeping {
-            keeping.still();
-        }
+        self.shared.still.get_or_init(Instant::now);
     }
 
     /// The sockets once more.

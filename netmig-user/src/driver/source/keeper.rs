@@ -64,17 +64,12 @@ impl Steps {
             None => return Ok(()),
         }
         Gate::settle()?;
-        self.quiet.store(true, Ordering::SeqCst);
-        self.still();
-        Ok(())
-    }
-
-    /// The container's clock as its peers see it stands until it goes on at the target.
-    pub(super) fn still(&self) {
         let hold = self.state().hold.clone();
         if let Some(hold) = hold {
             hold.still();
         }
+        self.quiet.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Whether peers can be answered in the blackout.
@@ -111,9 +106,6 @@ impl Steps {
         let connections = live.len();
         let took = begun.elapsed();
         hold.keep(gate, live, &self.owned())?;
-        if self.quiet.load(Ordering::SeqCst) {
-            hold.still();
-        }
         info!(mv = %self.id, connections, ?took, after = ?closed.elapsed(), "peers are answered");
         Ok(true)
     }

@@ -317,7 +317,6 @@ impl Steps {
         if !self.quiet.load(Ordering::SeqCst) {
             self.fall_quiet()?;
         }
-        self.still();
         let engine = container.manager.engine();
         let pids = match engine {
             socket::Engine::Criu => task::tasks(container.init_pid)?,

@@ -6,27 +6,25 @@
 //! the ACK that had made it.
 //!
 //! What still has bytes to send is not carried: they lie in pages whose addresses the kernel tells no program.
+mod image;
 mod kernel;
 
 use std::{
     collections::{BTreeMap, HashMap},
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     os::fd::{AsRawFd, OwnedFd},
     thread,
     time::{Duration, Instant},
 };
 
 use netmig_core::{
-    image::v1::sock::{Common, Endpoint, Interface, Left, Sockets, Tcp, TcpState, Window},
+    image::v1::sock::{Endpoint, Left, Sockets, Tcp},
     socket::{Class, State},
 };
-use nix::{
-    sys::socket::{Shutdown, shutdown},
-    time::{ClockId, clock_gettime},
-};
+use nix::sys::socket::{Shutdown, shutdown};
 
-use self::kernel::Values;
+use self::image::{Carried, Clock, carried, ends};
 use super::{
     diag::{self, Found},
     error::{Error, On},
@@ -50,15 +48,15 @@ pub(super) fn readable() -> bool {
     kernel::readable()
 }
 
+fn tuple(socket: &Found) -> Option<Ends> {
+    let (local, peer) = (socket.local.endpoint()?, socket.peer.endpoint()?);
+    Some((local.canonical(), peer.canonical()))
+}
+
 /// What becomes of one: only FINs are under way, and with a peer outside.
 pub(super) fn classify(socket: &Found) -> Class {
-    let inner = match (socket.local.endpoint(), socket.peer.endpoint()) {
-        (Some(local), Some(peer)) => {
-            let (local, peer) = (local.canonical().ip, peer.canonical().ip);
-            peer.is_loopback() || peer == local
-        }
-        _ => true,
-    };
+    let inner =
+        tuple(socket).is_none_or(|(local, peer)| peer.ip.is_loopback() || peer.ip == local.ip);
     let carried = !inner && readable();
     // The kernel counts a FIN that was not acknowledged as a byte.
     match socket.state {
@@ -76,15 +74,7 @@ pub(super) fn dump<'a>(
 ) -> Result<Vec<Found>, Error> {
     let mut wanted: HashMap<Ends, &Found> = found
         .filter(|f| matches!(classify(f), Class::TcpOrphan | Class::TcpTimeWait))
-        .filter_map(|f| {
-            Some((
-                (
-                    f.local.endpoint()?.canonical(),
-                    f.peer.endpoint()?.canonical(),
-                ),
-                f,
-            ))
-        })
+        .filter_map(|f| Some((tuple(f)?, f)))
         .collect();
     let mut read = Vec::new();
     if wanted.is_empty() {
@@ -124,222 +114,6 @@ pub(super) fn dump<'a>(
     time_wait.truncate(TIME_WAIT_LIMIT);
     image.time_wait = time_wait.into_iter().map(|(_, tcp)| tcp).collect();
     Ok(read)
-}
-
-/// The kernel's clock for timestamps (tcp_clock_ns).
-#[derive(Clone, Copy)]
-struct Clock {
-    us: u64,
-}
-
-impl Clock {
-    fn now() -> io::Result<Self> {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
-        Ok(Self {
-            us: now.tv_sec() as u64 * 1_000_000 + now.tv_nsec() as u64 / 1000,
-        })
-    }
-
-    /// As TCP_TIMESTAMP would give it.
-    fn stamp(self, values: &Values<'_>) -> u32 {
-        let offset = values.word("tsoffset");
-        if values.is("usec") {
-            (self.us as u32).wrapping_add(offset) | 1
-        } else {
-            ((self.us / 1000) as u32).wrapping_add(offset) & !1
-        }
-    }
-}
-
-enum Carried {
-    Orphan(Tcp),
-    TimeWait(Tcp),
-}
-
-/// The image of one; none: it cannot be carried.
-fn carried(
-    values: &Values<'_>,
-    socket: &Found,
-    interfaces: &[Interface],
-    clock: Clock,
-) -> Option<Carried> {
-    let (local, peer) = (socket.local.endpoint()?, socket.peer.endpoint()?);
-    let device = interfaces
-        .iter()
-        .find(|i| i.index == values.word("device") && local.scope == 0 && peer.scope == 0);
-    let common = Common {
-        v6: socket.v6,
-        reuseaddr: i32::from(values.is("reuse")),
-        reuseport: i32::from(values.is("reuseport")),
-        device: device.map(|i| i.name.clone()).unwrap_or_default(),
-        sndbuf: values.word("sndbuf") as i32,
-        rcvbuf: values.word("rcvbuf") as i32,
-        keys: socket.keys.clone(),
-        ..Common::default()
-    };
-    let tcp = Tcp {
-        common,
-        state: TcpState::FinWait2,
-        shut_read: false,
-        local,
-        peer,
-        snd_una: 0,
-        snd_nxt: 0,
-        write_seq: 0,
-        rcv_nxt: 0,
-        send: Vec::new(),
-        recv: Vec::new(),
-        mss: 0,
-        snd_mss: 0,
-        wscale: None,
-        sack: false,
-        timestamps: false,
-        ecn: false,
-        timestamp: clock.stamp(values),
-        window: Window::default(),
-        peer_window: 0,
-        ts_recent: None,
-        congestion: String::new(),
-        cwnd: 10,
-        ssthresh: 0,
-        rtt: 0,
-        window_clamp: values.word("window_clamp"),
-    };
-    if values.is_time_wait() {
-        time_wait(values, tcp)
-    } else {
-        orphan(values, tcp).map(Carried::Orphan)
-    }
-}
-
-fn orphan(values: &Values<'_>, tcp: Tcp) -> Option<Tcp> {
-    let state = match State::from_kernel(values.state()) {
-        State::FinWait1 => TcpState::FinWait1,
-        State::FinWait2 => TcpState::FinWait2,
-        State::Closing => TcpState::Closing,
-        State::LastAck => TcpState::LastAck,
-        _ => return None,
-    };
-    // The FIN is the last byte of the sequence space.
-    let write_seq = values.word("write_seq").wrapping_sub(1);
-    let unacknowledged = values
-        .word("write_seq")
-        .wrapping_sub(values.word("snd_una"));
-    if values.is("socket") || unacknowledged > 1 {
-        return None;
-    }
-    let rcv_nxt = values
-        .word("rcv_nxt")
-        .wrapping_sub(u32::from(state.fin_received()));
-    let rcv_wup = match values.word("rcv_wup") {
-        wup if wup == rcv_nxt.wrapping_add(1) => rcv_nxt,
-        wup => wup,
-    };
-    let timestamps = values.is("tstamp_ok");
-    let scales = (
-        values.word("snd_wscale") as u8,
-        values.word("rcv_wscale") as u8,
-    );
-    Some(Tcp {
-        state,
-        snd_una: write_seq,
-        snd_nxt: write_seq,
-        write_seq,
-        rcv_nxt,
-        mss: values.word("mss_clamp"),
-        snd_mss: values.word("mss_cache"),
-        wscale: values.is("wscale_ok").then_some(scales),
-        sack: values.is("sack_ok"),
-        timestamps,
-        ecn: values.word("ecn") & 1 != 0,
-        window: Window {
-            snd_wl1: values.word("snd_wl1"),
-            snd_wnd: values.word("snd_wnd"),
-            max_window: values.word("max_window"),
-            rcv_wnd: values.word("rcv_wnd"),
-            rcv_wup,
-        },
-        peer_window: values.word("snd_wnd"),
-        ts_recent: timestamps.then(|| values.word("ts_recent")),
-        cwnd: values.word("snd_cwnd"),
-        ssthresh: values.word("snd_ssthresh"),
-        rtt: values.word("srtt") / 8,
-        ..tcp
-    })
-}
-
-/// What is left of one that has ended: nothing but what its late answers need.
-fn time_wait(values: &Values<'_>, tcp: Tcp) -> Option<Carried> {
-    /// RFC 9293, 3.7.1; no segment of it has a payload any more.
-    const MSS: u32 = 536;
-    const BUFFER: i32 = 1 << 16;
-    if values.is("key") {
-        return None;
-    }
-    // FIN_WAIT2 of an orphan ends as such a socket, too: the peer's FIN has not come there.
-    let ended = State::from_kernel(values.word("substate") as u8) == State::TimeWait;
-    let write_seq = values.word("snd_nxt").wrapping_sub(1);
-    let rcv_nxt = values.word("rcv_nxt").wrapping_sub(u32::from(ended));
-    let timestamps = values.is("stamped");
-    let rcv_wscale = values.word("rcv_wscale") as u8;
-    let tcp = Tcp {
-        common: Common {
-            sndbuf: BUFFER,
-            rcvbuf: BUFFER,
-            ..tcp.common
-        },
-        snd_una: write_seq,
-        snd_nxt: write_seq,
-        write_seq,
-        rcv_nxt,
-        mss: MSS,
-        snd_mss: MSS,
-        wscale: (rcv_wscale > 0).then_some((0, rcv_wscale)),
-        timestamps,
-        window: Window {
-            snd_wl1: rcv_nxt,
-            snd_wnd: 0,
-            max_window: 0,
-            rcv_wnd: values.word("rcv_wnd"),
-            rcv_wup: rcv_nxt,
-        },
-        ts_recent: timestamps.then(|| values.word("ts_recent")),
-        window_clamp: u32::from(u16::MAX) << rcv_wscale.min(14),
-        ..tcp
-    };
-    Some(if ended {
-        Carried::TimeWait(tcp)
-    } else {
-        Carried::Orphan(tcp)
-    })
-}
-
-fn ends(values: &Values<'_>) -> Option<Ends> {
-    let v6 = |low: &str, high: &str| {
-        let mut octets = [0; 16];
-        octets[..8].copy_from_slice(&values.long(low).to_ne_bytes());
-        octets[8..].copy_from_slice(&values.long(high).to_ne_bytes());
-        IpAddr::V6(Ipv6Addr::from(octets))
-    };
-    let v4 = |key: &str| IpAddr::V4(Ipv4Addr::from(values.word(key).to_ne_bytes()));
-    let (local, peer) = match values.word("family") as i32 {
-        libc::AF_INET => (v4("local"), v4("peer")),
-        libc::AF_INET6 => (v6("local6", "local6+"), v6("peer6", "peer6+")),
-        _ => return None,
-    };
-    let end = |ip: IpAddr, port: u16| {
-        let link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-        Endpoint {
-            ip,
-            port,
-            scope: if link_local { values.word("device") } else { 0 },
-        }
-        .canonical()
-    };
-    Some((
-        end(local, values.word("local port") as u16),
-        end(peer, u16::from_be(values.word("peer port") as u16)),
-    ))
 }
 
 /// An orphan that has a descriptor yet, ours.
@@ -466,15 +240,7 @@ fn verify(mut made: Vec<(Ends, String)>) -> Result<Vec<String>, Error> {
         let found = diag::tcp()?;
         let standing: HashMap<Ends, State> = found
             .iter()
-            .filter_map(|f| {
-                Some((
-                    (
-                        f.local.endpoint()?.canonical(),
-                        f.peer.endpoint()?.canonical(),
-                    ),
-                    f.state,
-                ))
-            })
+            .filter_map(|f| Some((tuple(f)?, f.state)))
             .collect();
         made.retain(|(ends, _)| standing.get(ends) != Some(&State::TimeWait));
         if made.is_empty() || Instant::now() >= until {

@@ -274,6 +274,38 @@ pub struct Window {
 }
 
 impl Tcp {
+    /// An established one of which nothing else is known yet.
+    pub fn between(common: Common, local: Endpoint, peer: Endpoint) -> Self {
+        Self {
+            common,
+            state: TcpState::Established,
+            shut_read: false,
+            local,
+            peer,
+            snd_una: 0,
+            snd_nxt: 0,
+            write_seq: 0,
+            rcv_nxt: 0,
+            send: Vec::new(),
+            recv: Vec::new(),
+            mss: 0,
+            snd_mss: 0,
+            wscale: None,
+            sack: false,
+            timestamps: false,
+            ecn: false,
+            timestamp: 0,
+            window: Window::default(),
+            peer_window: 0,
+            ts_recent: None,
+            congestion: String::new(),
+            cwnd: 0,
+            ssthresh: 0,
+            rtt: 0,
+            window_clamp: 0,
+        }
+    }
+
     /// The same without its queues.
     pub fn head(&self) -> Self {
         Self {

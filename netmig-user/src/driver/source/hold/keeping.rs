@@ -2,6 +2,7 @@
 use std::{
     collections::HashMap,
     path::Path,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -43,7 +44,7 @@ pub(super) struct Keeping {
     /// When the stamps were read.
     read: Instant,
     /// The container's clock as the dump will have it at least: it stands from then on.
-    still: Option<Instant>,
+    still: Arc<OnceLock<Instant>>,
     /// Nothing is answered or owned any more: granted, given up, or nothing can be stored.
     over: bool,
     /// Packets held up to the last one that is owned.
@@ -60,7 +61,8 @@ impl Keeping {
     pub(super) fn begin(
         live: Vec<Live>,
         answerers: HashMap<u16, Answerer>,
-        order: Order,
+        order: &Order,
+        still: &Arc<OnceLock<Instant>>,
         path: &Path,
     ) -> Result<Self> {
         let store = Store::create(path).with_context(|| format!("making {}", path.display()))?;
@@ -69,22 +71,17 @@ impl Keeping {
             live,
             answerers,
             store,
-            order,
+            order: order.clone(),
             links: HashMap::new(),
             fresh: Vec::new(),
             owned: Vec::new(),
             waiting: Vec::new(),
             read: Instant::now(),
-            still: None,
+            still: still.clone(),
             over: false,
             needed: 0,
             answered: 0,
         })
-    }
-
-    /// The stack sends nothing any more.
-    pub(super) fn still(&mut self) {
-        self.still.get_or_insert_with(Instant::now);
     }
 
     /// The sockets once more, when so many packets are held; `exact`: nothing is on its way to them any more.
@@ -186,7 +183,7 @@ impl Keeping {
     }
 
     fn stamp(&mut self) {
-        let now = self.still.unwrap_or_else(Instant::now);
+        let now = self.still.get().copied().unwrap_or_else(Instant::now);
         self.keeper
             .passed(now.saturating_duration_since(self.read) + FINEST);
     }

@@ -1,7 +1,9 @@
 //! What an image must be before anything is made of it.
 use std::collections::HashSet;
 
-use super::{Common, KEY_LIMIT, Membership, QUEUE_LIMIT, SOURCE_LIMIT, Sockets, Tcp, TcpState};
+use super::{
+    Common, Endpoint, KEY_LIMIT, Membership, QUEUE_LIMIT, SOURCE_LIMIT, Sockets, Tcp, TcpState,
+};
 
 /// What is wrong with an image.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,18 +48,17 @@ impl Sockets {
             }
         };
         let mut tuples = HashSet::new();
+        let mut unique = |local: Endpoint, peer: Endpoint| {
+            let new = tuples.insert((local.canonical(), peer.canonical()));
+            new.then_some(()).ok_or("there are two of it")
+        };
         for tcp in &self.tcp {
             held(tcp.to_string(), &tcp.common)?;
-            tcp.check().map_err(|what| Impossible {
+            let checked = tcp.check().and_then(|()| unique(tcp.local, tcp.peer));
+            checked.map_err(|what| Impossible {
                 socket: tcp.to_string(),
                 what,
             })?;
-            if !tuples.insert((tcp.local.canonical(), tcp.peer.canonical())) {
-                return Err(Impossible {
-                    socket: tcp.to_string(),
-                    what: "there are two of it",
-                });
-            }
         }
         for connecting in &self.connecting {
             held(connecting.to_string(), &connecting.common)?;
@@ -76,9 +77,7 @@ impl Sockets {
             if connecting.congestion.len() > 15 || connecting.common.device.len() > 15 {
                 return Err(wrong("a name exceeds 15 bytes"));
             }
-            if !tuples.insert((local.canonical(), peer.canonical())) {
-                return Err(wrong("there are two of it"));
-            }
+            unique(local, peer).map_err(wrong)?;
         }
         for tcp in &self.waiting {
             let wrong = |what| Impossible {
@@ -96,9 +95,7 @@ impl Sockets {
                     "it waits in an accept queue, and has something to send",
                 ));
             }
-            if !tuples.insert((tcp.local.canonical(), tcp.peer.canonical())) {
-                return Err(wrong("there are two of it"));
-            }
+            unique(tcp.local, tcp.peer).map_err(wrong)?;
             if !self
                 .listeners
                 .iter()
@@ -138,9 +135,7 @@ impl Sockets {
             if !fits {
                 return Err(wrong("its program has closed it, and it has sent no FIN"));
             }
-            if !tuples.insert((tcp.local.canonical(), tcp.peer.canonical())) {
-                return Err(wrong("there are two of it"));
-            }
+            unique(tcp.local, tcp.peer).map_err(wrong)?;
         }
         for listener in &self.listeners {
             held(format!("listener {}", listener.local), &listener.common)?;
@@ -248,9 +243,7 @@ impl Tcp {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{
-        Connecting, Datagram, Endpoint, Holder, Key, Listener, Membership, Udp, Window,
-    };
+    use super::super::{Connecting, Datagram, Holder, Key, Listener, Membership, Udp, Window};
     use super::*;
 
     fn end(ip: &str, port: u16) -> Endpoint {
