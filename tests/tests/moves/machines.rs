@@ -48,7 +48,9 @@ fn moves_inside(kernel: &str) {
     println!("{release}: up after {:.0} s", began.elapsed().as_secs_f32());
     let mut process = guest.spawn(&story).expect("the story begins");
     let telling = [process.stdout.take(), process.stderr.take()].map(tell);
-    let status = process.wait_for(PATIENCE).expect("the guest answers");
+    let status = process
+        .wait_for(PATIENCE)
+        .unwrap_or_else(|e| panic!("the guest is gone: {e}\n{}", guest.vm().console()));
     drop(process);
     let said: String = telling.map(|told| told.join().expect("its lines")).concat();
     println!("{release}: {:.0} s", began.elapsed().as_secs_f32());
