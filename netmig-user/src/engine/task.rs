@@ -58,7 +58,11 @@ pub fn in_ns_pid(pid: i32) -> Result<i32, Error> {
     })
 }
 
-fn all_pids() -> Result<Vec<i32>, Error> {
+/// The processes of this host, as they are listed at the moment.
+///
+/// # Errors
+/// /proc cannot be read.
+pub(crate) fn all_pids() -> Result<Vec<i32>, Error> {
     let error = |source| Error {
         what: "listing",
         path: "/proc".into(),

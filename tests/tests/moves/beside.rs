@@ -16,8 +16,35 @@ const AROUND: Duration = Duration::from_millis(500);
 /// A container beside the one that moves is not stopped; on a busy machine its clients may wait for a processor.
 const LONGEST_PAUSE_BESIDE_MS: f64 = 1000.0;
 
+/// Everything that leaves the two hosts with the container as sender.
+pub struct Spoken<'a> {
+    captures: [(&'a dyn Host, Process); 2],
+}
+
+impl<'a> Spoken<'a> {
+    pub fn of(story: &'a Story, container: &Container) -> Self {
+        Self {
+            captures: [story.a(), story.b()].map(|host| (host, capture(host, container))),
+        }
+    }
+
+    /// It spoke on both, and on b only when a had said its last word.
+    pub fn on_a_then_on_b(self) {
+        let [left_a, left_b] = self.captures.map(|(host, capture)| frames(host, capture));
+        let (last_a, first_b) = (
+            left_a.last().expect("it spoke on a"),
+            left_b.first().expect("it speaks on b"),
+        );
+        assert!(
+            last_a < first_b,
+            "a frame left b {:.6} s before the last one left a",
+            last_a - first_b
+        );
+    }
+}
+
 /// What leaves `host` by its uplink with the container's MAC or one of its addresses as sender, announcements included.
-pub fn capture(host: &dyn Host, container: &Container) -> Process {
+fn capture(host: &dyn Host, container: &Container) -> Process {
     let from = format!(
         "ether src {} or src host {} or src host {}",
         container.mac(),
@@ -41,7 +68,7 @@ pub fn capture(host: &dyn Host, container: &Container) -> Process {
 }
 
 /// Ends the capture: when the first and the last frame left.
-pub fn frames(host: &dyn Host, mut capture: Process) -> Vec<f64> {
+fn frames(host: &dyn Host, mut capture: Process) -> Vec<f64> {
     // What has been sent is in the file a moment later.
     thread::sleep(Duration::from_millis(300));
     capture.signal(libc::SIGINT).expect("the host answers");
@@ -86,7 +113,7 @@ fn others_see_nothing_of_a_move() {
         .map_err(|e| e.to_string())
     };
     checkpoint().expect("a checkpoint before the move");
-    let captures = [story.a(), story.b()].map(|host| (host, capture(host, &moving)));
+    let spoken = Spoken::of(&story, &moving);
     let beside = story.load(&staying);
     let loaded = story.load(&moving);
     thread::sleep(AROUND);
@@ -112,16 +139,7 @@ fn others_see_nothing_of_a_move() {
             "{outcome:#?}"
         );
     }
-    let [left_a, left_b] = captures.map(|(host, capture)| frames(host, capture));
-    let (last_a, first_b) = (
-        left_a.last().expect("it spoke on a"),
-        left_b.first().expect("it speaks on b"),
-    );
-    assert!(
-        last_a < first_b,
-        "a frame left b {:.6} s before the last one left a",
-        last_a - first_b
-    );
+    spoken.on_a_then_on_b();
 }
 
 #[test]

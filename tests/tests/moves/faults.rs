@@ -7,7 +7,7 @@ use std::{
 
 use netmig_lab::{Cmd, Host, Process};
 
-use crate::story::{Container, How, Story};
+use crate::story::{Container, How, PEERS_PATIENCE, Story};
 
 /// Kills a process at one of CRIU's moments.
 const CATCH: &str = include_str!("catch.py");
@@ -20,6 +20,8 @@ const SETTLED: Duration = Duration::from_secs(90);
 struct Faults {
     story: Story,
     container: Container,
+    /// How long its clients wait for a reply.
+    patience: Duration,
 }
 
 /// Where a fault's container is to be found.
@@ -38,7 +40,19 @@ impl Faults {
         let story = Story::up(name);
         let container = Container::new(How::Podman("crun"));
         story.start(story.a(), &container);
-        Self { story, container }
+        Self {
+            story,
+            container,
+            patience: PEERS_PATIENCE,
+        }
+    }
+
+    /// One for a blackout of [`BLOCKED`].
+    fn patient(name: &str) -> Self {
+        Self {
+            patience: 2 * BLOCKED,
+            ..Self::up(name)
+        }
     }
 
     /// Where the container lives.
@@ -58,7 +72,7 @@ impl Faults {
         let began = Instant::now();
         let source = self.home();
         let target = self.story.other(source);
-        let loaded = self.story.load_patient(&self.container, 2 * BLOCKED);
+        let loaded = self.story.load_patient(&self.container, self.patience);
         let mut going = Going::start(&self.story, source, &self.container, more);
         fault(&mut going, source, target);
         going.end();
@@ -339,17 +353,18 @@ fn hook_killed() {
     }
 }
 
-/// Unless a limit ends the move, the blackout is as long as the block, which is about how long the two sides wait for each other. Each in a lab of its own: they wait for the most part.
+/// Unless a limit ends the move, the blackout is as long as the block, which is about how long the two sides wait for each other. Each in a lab
+/// of its own: they wait for the most part.
 #[test]
 fn hook_blocked() {
     let limited = ["--max-blackout", "5000"];
     thread::scope(|scope| {
         scope.spawn(|| {
-            let faults = Faults::up("hook-dump");
+            let faults = Faults::patient("hook-dump");
             faults.hook_blocked("network-lock", &[], Ends::Anywhere);
         });
         scope.spawn(|| {
-            let faults = Faults::up("hook-restore");
+            let faults = Faults::patient("hook-restore");
             faults.hook_blocked("post-restore", &[], Ends::Anywhere);
         });
         scope.spawn(|| {

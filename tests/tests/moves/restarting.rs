@@ -4,7 +4,7 @@ use std::time::Duration;
 use netmig_lab::{Cmd, Host};
 
 use crate::{
-    beside::{capture, frames},
+    beside::Spoken,
     faults::Catcher,
     story::{Container, How, Story},
 };
@@ -71,7 +71,7 @@ fn a_container_under_a_supervisor_lives_once() {
     loaded.end_clean();
 
     let loaded = story.load(&container);
-    let captures = [a, b].map(|host| (host, capture(host, &container)));
+    let spoken = Spoken::of(&story, &container);
     story.moves(a, &container);
     // The supervisor goes on for some time.
     println!(
@@ -82,16 +82,7 @@ fn a_container_under_a_supervisor_lives_once() {
     std::thread::sleep(Duration::from_secs(2));
     story.lives_only_on(b, &container);
     loaded.end_clean();
-    let [left_a, left_b] = captures.map(|(host, capture)| frames(host, capture));
-    let (last_a, first_b) = (
-        left_a.last().expect("it spoke on a"),
-        left_b.first().expect("it speaks on b"),
-    );
-    assert!(
-        last_a < first_b,
-        "a frame left b {:.6} s before the last one left a",
-        last_a - first_b
-    );
+    spoken.on_a_then_on_b();
     let said = a.sh("sort /tmp/supervisor | uniq -c").expect("its log");
     println!("{said}");
     assert!(said.contains("no") && !said.contains("ok"), "{said}");

@@ -128,7 +128,7 @@ pub struct Story {
 }
 
 /// How long a client waits for a reply.
-const PEERS_PATIENCE: Duration = Duration::from_secs(30);
+pub const PEERS_PATIENCE: Duration = Duration::from_secs(30);
 /// The same where the hosts are emulated.
 const EMULATED_PATIENCE: Duration = Duration::from_secs(240);
 

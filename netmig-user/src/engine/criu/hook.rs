@@ -3,7 +3,7 @@
 //! CRIU runs its action script at each of its action points and waits for it. The script is a link to this binary in the move's directory; it
 //! is started seven times in a restore, so only the moments that matter go to the agent ([`Action::waits`]), the others return at once.
 use std::{
-    env, fs, io,
+    env, fs,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -15,7 +15,10 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::engine::job::{Job, Status};
+use crate::engine::{
+    job::{Job, Status},
+    task,
+};
 
 /// How long a hook may take to end after it was told to undo.
 const ENDS: Duration = Duration::from_secs(3);
@@ -145,20 +148,16 @@ pub fn undo(job: &Job, dir: &Path, limit: Duration) -> (Status, Vec<String>) {
             Ok(_) => told.push(format!(
                 "netmig's hook had not ended {ENDS:?} after it was told to; it is killed"
             )),
-            Err(e) => told.push(format!("ending netmig's hook: {e}")),
+            Err(e) => told.push(format!("ending netmig's hook: {e:#}")),
         }
     }
     (job.wait(limit), told)
 }
 
 /// Kills the processes that run `script` under this very name; how many.
-fn kill_all(script: &Path) -> io::Result<usize> {
+fn kill_all(script: &Path) -> anyhow::Result<usize> {
     let mut killed = 0;
-    for entry in fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
+    for pid in task::all_pids()? {
         // One that has ended meanwhile has none.
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         if line.split(|byte| *byte == 0).next() != Some(script.as_os_str().as_bytes()) {

@@ -80,7 +80,7 @@ pub fn rearm(disarmed: &Disarmed) -> Vec<Error> {
 
 /// The container cannot be started, from the moment of its end on.
 pub fn bar(container: &Container, target: &str) -> Result<(), Error> {
-    match static_dir(container).filter(|dir| dir.exists()) {
+    match static_dir(container) {
         Some(dir) => unstartable::for_now(dir, target),
         None => Ok(()),
     }
@@ -105,11 +105,11 @@ pub fn after_release(
             ));
         }
     }
-    if static_dir(container).is_some_and(Path::exists) {
+    if static_dir(container).is_some() {
         // podman must have noted the container's end first; for one that it has removed meanwhile this is no error.
         tool::run(&["podman", "container", "cleanup", &container.id])?;
     }
-    if let Some(dir) = static_dir(container).filter(|dir| dir.exists()) {
+    if let Some(dir) = static_dir(container) {
         unstartable::for_good(dir, target)?;
     }
     let Some(record) = inspect::record(&container.id)? else {
@@ -158,9 +158,10 @@ pub fn after_abort(container: &Container) -> Vec<Error> {
     leftovers(container)
 }
 
+/// Where podman keeps the record's files, as long as it has it.
 fn static_dir(container: &Container) -> Option<&Path> {
     match &container.recipe {
-        Recipe::Podman { static_dir, .. } => Some(static_dir),
+        Recipe::Podman { static_dir, .. } => Some(static_dir.as_path()).filter(|dir| dir.exists()),
         Recipe::Bundle { .. } | Recipe::Bare { .. } => None,
     }
 }
