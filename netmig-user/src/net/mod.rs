@@ -28,6 +28,7 @@ pub mod route;
 pub mod rule;
 pub mod snapshot;
 mod stand_in;
+pub mod stray;
 pub mod sysctl;
 pub mod topology;
 mod txqueue;
