@@ -24,6 +24,8 @@ pub struct Asked {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
+    /// Address of its `struct sock`.
+    pub socket: u64,
     /// Its state; [`TIME_WAIT`]: the values are a struct tcp_timewait_sock's.
     pub state: u64,
     /// In the order of the offsets; 0 for what is absent.

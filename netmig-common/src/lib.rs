@@ -8,6 +8,7 @@ pub mod adrift;
 mod counters;
 mod flow;
 mod mode;
+pub mod queues;
 
 pub use counters::{COUNTED, Counters, Protocol, Tally, Unhandled};
 pub use flow::{Direction, FlowHint, FlowKey, FlowState, SCALE_ABSENT, SCALE_MAX, SCALE_UNKNOWN};
@@ -59,4 +60,10 @@ mod pod {
     unsafe impl aya::Pod for super::accept::Waiting {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::adrift::Asked {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::queues::Asked {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::queues::Pass {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::queues::Search {}
 }

@@ -1,20 +1,20 @@
-//! TCP sockets that no process holds any more: closed with their FINs under way, and TIME_WAIT.
+//! TCP sockets that no process holds any more: closed with bytes or their FINs under way, and TIME_WAIT.
 mod sock_lab;
 
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{Shutdown, TcpStream},
+    net::{Shutdown, TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
 };
 
 use netmig_core::{
-    image::v1::sock::{Sockets, TcpState},
+    image::v1::sock::{Sockets, Tcp, TcpState},
     socket::{Class, Fate, Row, State},
 };
 use netmig_user::{sock, sys::sockopt};
-use sock_lab::{Lab, Namespace, Tasks, connected, engine, restore};
+use sock_lab::{Lab, Namespace, Tasks, connected, engine, expect, fill, pattern, restore};
 
 fn pause() {
     thread::sleep(Duration::from_millis(60));
@@ -83,7 +83,10 @@ impl Closed {
         pause();
         lab.mute();
         for (own, peers) in own.into_iter().zip(&peers) {
-            drop(own);
+            // A test beside may be starting a process, which holds them for a moment: the FINs must leave now.
+            for own in own {
+                own.shutdown(Shutdown::Write).expect("a FIN");
+            }
             peers[3].shutdown(Shutdown::Write).expect("shut down");
         }
         pause();
@@ -120,8 +123,10 @@ fn states(image: &Sockets) -> [usize; 4] {
 fn orphans_go_on_at_the_target() {
     let lab = Lab::new();
     let mut closed = Closed::make(&lab);
+    until("they are orphans", || {
+        of(&lab.source, Class::TcpOrphan).len() == 8
+    });
     let listed = of(&lab.source, Class::TcpOrphan);
-    assert_eq!(listed.len(), 8, "{listed:?}");
     assert!(listed.iter().all(|row| row.fate == Fate::Moves));
     let tasks = Tasks::holding(Vec::new());
     let begun = Instant::now();
@@ -167,12 +172,142 @@ fn a_restore_that_is_not_opened_leaves_no_orphan() {
     closed.end();
 }
 
+/// Closed with bytes to send, by both protocols: of some a part has left, of some it has arrived, and some are as long as a buffer.
+struct Unsent {
+    /// With the number of bytes that each is still to read, after those that it has read.
+    peers: Vec<(TcpStream, usize, usize)>,
+}
+
+impl Unsent {
+    fn make(lab: &Lab) -> Self {
+        let mut all: Vec<_> = (0..8)
+            .map(|i| (connected(lab, i % 2 == 1, i % 4 < 2), i / 2))
+            .collect();
+        let mut read = Vec::new();
+        for ((own, peer), kind) in &mut all {
+            own.write_all(&pattern(0, 5000)).expect("written");
+            expect(peer, 0, 5000);
+            if *kind == 3 {
+                peer.shutdown(Shutdown::Write).expect("shut down");
+            }
+            read.push(5000);
+        }
+        let mut written = read.clone();
+        // The third kind's peer reads nothing: its window is full, and the rest never left.
+        for (((own, _), kind), written) in all.iter_mut().zip(&mut written) {
+            if *kind == 2 {
+                *written += fill(own, *written);
+            }
+        }
+        pause();
+        lab.close();
+        for (i, (((own, _), kind), written)) in all.iter_mut().zip(&mut written).enumerate() {
+            match kind {
+                // Small segments: of one all leave, of the other ten.
+                0 => {
+                    own.set_nodelay(true).expect("TCP_NODELAY");
+                    for _ in 0..[8, 300][i % 2] {
+                        own.write_all(&pattern(*written, 10)).expect("written");
+                        *written += 10;
+                    }
+                }
+                // More than a congestion window, so a part does not leave.
+                1 | 3 => *written += fill(own, *written),
+                _ => {}
+            }
+        }
+        let peers = all.into_iter().map(|((own, peer), _)| {
+            drop(own);
+            peer
+        });
+        let streams = peers.zip(read).zip(written);
+        Self {
+            peers: streams.map(|((peer, r), w)| (peer, r, w)).collect(),
+        }
+    }
+
+    /// Every peer reads all, then an orderly end.
+    fn end(&mut self) {
+        for (peer, read, written) in &mut self.peers {
+            let begun = Instant::now();
+            expect(peer, *read, *written - *read);
+            assert_eq!(peer.read(&mut [0; 16]).expect("an orderly end"), 0);
+            println!("{} bytes: {:?}", *written - *read, begun.elapsed());
+        }
+        for (peer, ..) in &self.peers {
+            // Those that had not ended their side before do it now.
+            let _ended: std::io::Result<()> = peer.shutdown(Shutdown::Write);
+            has_ended(peer);
+        }
+    }
+}
+
 #[test]
-fn what_still_has_bytes_to_send_is_named() {
+fn what_they_had_to_send_arrives() {
     let lab = Lab::new();
-    let (mut own, _peer) = connected(&lab, false, true);
-    lab.close();
-    own.write_all(b"last words").expect("written");
+    let mut unsent = Unsent::make(&lab);
+    let orphans = || of(&lab.source, Class::TcpOrphan);
+    // A test beside may be starting a process, which holds them for a moment.
+    until("they are orphans", || orphans().len() == 8);
+    assert!(orphans().iter().all(|row| row.fate == Fate::Moves));
+    let tasks = Tasks::holding(Vec::new());
+    let begun = Instant::now();
+    let (image, kept) = sock::dump(&lab.source.path(), &[tasks.pid()]).expect("a dump");
+    let bytes: usize = image.orphans.iter().map(|tcp| tcp.send.len()).sum();
+    println!("dump of {bytes} bytes: {:?}", begun.elapsed());
+    assert_eq!(states(&image), [6, 0, 2, 0], "{:?}", image.orphans);
+    assert!(image.left.is_empty(), "{:?}", image.left);
+    let some = |holds: fn(&Tcp) -> bool| image.orphans.iter().any(holds);
+    assert!(some(
+        |tcp| tcp.snd_nxt == tcp.write_seq && tcp.in_flight() > 0
+    ));
+    assert!(some(
+        |tcp| tcp.snd_nxt != tcp.write_seq && tcp.in_flight() > 0
+    ));
+    assert!(some(
+        |tcp| tcp.in_flight() == tcp.peer_window && tcp.send.len() > 30_000
+    ));
+    assert!(kept.silence().is_empty());
+    drop(tasks);
+
+    let tasks = engine(&lab, &image);
+    let rebuilt = restore(&lab, &tasks, &image);
+    assert!(rebuilt.lost().is_empty(), "{:?}", rebuilt.lost());
+    lab.pass();
+    rebuilt.open().expect("opened");
+    unsent.end();
+    until("the orphans end", || {
+        of(&lab.target, Class::TcpOrphan).is_empty()
+    });
+    assert_eq!((resets(&lab.target), resets(&lab.peer)), (0, 0));
+}
+
+#[test]
+fn what_they_had_to_send_stays_if_the_move_is_off() {
+    let lab = Lab::new();
+    let mut unsent = Unsent::make(&lab);
+    until("they are orphans", || {
+        of(&lab.source, Class::TcpOrphan).len() == 8
+    });
+    let tasks = Tasks::holding(Vec::new());
+    let (image, kept) = sock::dump(&lab.source.path(), &[tasks.pid()]).expect("a dump");
+    let there = engine(&lab, &image);
+    drop(restore(&lab, &there, &image));
+    assert!(kept.undo().is_empty());
+    lab.reopen();
+    unsent.end();
+}
+
+#[test]
+fn one_with_both_ends_in_the_container_is_named() {
+    let lab = Lab::new();
+    let (mut own, other) = lab.source.run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let at = listener.local_addr().expect("an address");
+        let own = TcpStream::connect(at).expect("a connection");
+        (own, listener.accept().expect("a connection").0)
+    });
+    fill(&mut own, 0);
     drop(own);
     // A test beside may be starting a process, which holds it for a moment.
     let stuck = || of(&lab.source, Class::TcpOrphanStuck);
@@ -181,7 +316,8 @@ fn what_still_has_bytes_to_send_is_named() {
     let tasks = Tasks::holding(Vec::new());
     let (image, _kept) = sock::dump(&lab.source.path(), &[tasks.pid()]).expect("a dump");
     assert!(image.orphans.is_empty());
-    assert_eq!(image.left.len(), 1, "{:?}", image.left);
+    assert!(!image.left.is_empty(), "{:?}", image.left);
+    drop(other);
 }
 
 #[test]

@@ -63,7 +63,10 @@ fn one(context: *const Context) -> Option<()> {
     };
     let record = RECORD.get_ptr_mut(0)?;
     // SAFETY: one element a processor, and the program does not run twice on one.
-    unsafe { (*record).state = state };
+    unsafe {
+        (*record).socket = socket;
+        (*record).state = state;
+    }
     let mut i = 0;
     while i < FIELDS {
         let at = offsets[i];

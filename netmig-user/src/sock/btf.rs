@@ -156,7 +156,7 @@ impl Btf {
     }
 
     /// Bytes of a type; of an array those that are read at once.
-    fn size(&self, id: usize) -> Option<usize> {
+    pub(super) fn size(&self, id: usize) -> Option<usize> {
         let id = self.plain(id)?;
         match kind(self.info(id)?) {
             INT | STRUCT | UNION | ENUM | ENUM64 => word(&self.bytes, self.types[id] + 8),

@@ -140,7 +140,7 @@ impl Rebuilt {
                 let ends = Starting {
                     fd: orphan.fd(),
                     tcp: &orphan.tcp,
-                    flight: &[],
+                    flight: tcp::split(&orphan.tcp).0,
                     inner: false,
                 };
                 failed = failed.or(ends.start(&mut injector, false).err());
@@ -398,6 +398,14 @@ impl Starting<'_> {
     fn start(&self, injector: &mut Injector, later: bool) -> Result<bool, Error> {
         let tcp = self.tcp;
         let refused = option::apply(self.fd, &tcp.common.settings, When::Open, tcp);
+        // A window far below what the peer has offered before is one that a drain has shrunk, or one that may have opened meanwhile.
+        let probe =
+            !self.inner && (tcp.in_flight() > 0 || tcp.peer_window < tcp.window.max_window / 2);
+        // What is sent once more must come before our FIN: both ends may be gone right after that, and would answer with RST.
+        let ending = tcp.state.fin_written() && tcp.state != TcpState::FinWait2;
+        if probe && ending {
+            self.ask(injector)?;
+        }
         // Which FIN came first decides between LAST_ACK and CLOSING.
         if matches!(tcp.state, TcpState::CloseWait | TcpState::LastAck) {
             injector.fin(tcp).on("delivering the peer's FIN", tcp)?;
@@ -406,8 +414,9 @@ impl Starting<'_> {
             shutdown(self.fd.as_raw_fd(), Shutdown::Write).on("shutting it down", tcp)?;
         }
         // In LAST_ACK the peer's FIN has told it, and the answer to ours may have ended the connection: what comes then draws a RST.
-        let ending = tcp.state == TcpState::LastAck;
-        if (tcp.peer_window > 0 && !ending) || tcp.state == TcpState::FinWait2 {
+        if (tcp.peer_window > 0 && tcp.state != TcpState::LastAck)
+            || tcp.state == TcpState::FinWait2
+        {
             injector
                 .window(tcp)
                 .on("telling it the peer's window", tcp)?;
@@ -430,21 +439,24 @@ impl Starting<'_> {
                 .keepalive(tcp)
                 .on("making it tell its window", tcp)?;
         }
-        // A window far below what the peer has offered before is one that a drain has shrunk, or one that may have opened meanwhile.
-        let probe =
-            !self.inner && (tcp.in_flight() > 0 || tcp.peer_window < tcp.window.max_window / 2);
-        if probe {
-            let stamp = tcp::stamp(self.fd, tcp)?;
-            injector
-                .probe(tcp, stamp)
-                .on("asking its peer for an ACK", tcp)?;
-            injector
-                .resend(tcp, stamp, self.flight)
-                .on("sending what was in flight once more", tcp)?;
+        if probe && !ending {
+            self.ask(injector)?;
         }
         match refused.into_iter().next() {
             Some(Refused { source, .. }) => Err(source).on("setting a timer option", tcp),
             None => Ok(probe),
         }
+    }
+
+    /// Asks its peer for an ACK, and sends what was in flight once more.
+    fn ask(&self, injector: &mut Injector) -> Result<(), Error> {
+        let tcp = self.tcp;
+        let stamp = tcp::stamp(self.fd, tcp)?;
+        injector
+            .probe(tcp, stamp)
+            .on("asking its peer for an ACK", tcp)?;
+        injector
+            .resend(tcp, stamp, self.flight)
+            .on("sending what was in flight once more", tcp)
     }
 }

@@ -11,6 +11,7 @@ mod hold;
 mod keeper;
 mod machines;
 mod network;
+mod orphans;
 mod pairs;
 mod refusals;
 mod restarting;

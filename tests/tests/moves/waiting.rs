@@ -120,7 +120,7 @@ impl Waiting {
 }
 
 /// Fates of the sockets of a class.
-fn fates(ended: &Ended, class: &str) -> Vec<Value> {
+pub fn fates(ended: &Ended, class: &str) -> Vec<Value> {
     let report = ended.report.as_ref().expect("a report");
     let all = report["sockets"].as_array().expect("sockets");
     let of = all.iter().filter(|row| row["class"] == class);

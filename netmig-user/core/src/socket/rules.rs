@@ -180,7 +180,7 @@ pub const RULES: &[Rule] = {
     const QUEUED: &str = "an accept queue is carried from Linux 6.9 on; move when it is accepted";
     const NO_ECN: Verdict = Without(&[ECN]);
     const NO_PORT: &str = "the port is not protected at the target";
-    const CLOSED: &str = "its program has closed it, and what it still has to send is not carried; move when it is sent";
+    const CLOSED: &str = "its program has closed it, and its peer is in the container or this kernel does not let it be read; move when it has ended";
     const RETRY: &str = "the peer repeats its SYN";
     const OPAQUE: &str = "the kernel does not let its state out; close it before the move";
     const MPTCP: &str = "CRIU refuses MPTCP descriptors; run the program without MPTCP (Go: GODEBUG=multipathtcp=0)";

@@ -88,12 +88,16 @@ fn orphan(values: &Values<'_>, tcp: Tcp) -> Option<Tcp> {
     };
     // The FIN is the last byte of the sequence space.
     let write_seq = values.word("write_seq").wrapping_sub(1);
-    let unacknowledged = values
-        .word("write_seq")
-        .wrapping_sub(values.word("snd_una"));
-    if values.is("socket") || unacknowledged > 1 {
+    if values.is("socket") {
         return None;
     }
+    let before_fin = |seq: u32| {
+        if seq == values.word("write_seq") {
+            write_seq
+        } else {
+            seq
+        }
+    };
     let rcv_nxt = values
         .word("rcv_nxt")
         .wrapping_sub(u32::from(state.fin_received()));
@@ -108,8 +112,8 @@ fn orphan(values: &Values<'_>, tcp: Tcp) -> Option<Tcp> {
     );
     Some(Tcp {
         state,
-        snd_una: write_seq,
-        snd_nxt: write_seq,
+        snd_una: before_fin(values.word("snd_una")),
+        snd_nxt: before_fin(values.word("snd_nxt")),
         write_seq,
         rcv_nxt,
         mss: values.word("mss_clamp"),

@@ -217,6 +217,11 @@ impl Values<'_> {
         self.record.state == TIME_WAIT
     }
 
+    /// Where it lies in the kernel's memory.
+    pub(super) fn address(&self) -> u64 {
+        self.record.socket
+    }
+
     pub(super) fn state(&self) -> u8 {
         self.record.state as u8
     }
@@ -239,7 +244,7 @@ impl Values<'_> {
 
 /// Hands every socket of the caller's namespace that has sent its FIN to `each`.
 pub(super) fn each(each: &mut dyn FnMut(&Values<'_>)) -> Result<(), Failure> {
-    const WORDS: usize = FIELDS + 1;
+    const WORDS: usize = FIELDS + 2;
     let loaded = loaded().as_ref().map_err(|e| e.to_string())?;
     let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
     let bytes = loaded.read()?;
@@ -251,9 +256,10 @@ pub(super) fn each(each: &mut dyn FnMut(&Values<'_>)) -> Result<(), Failure> {
             *word = u64::from_ne_bytes(b);
         }
         let mut values = [0; FIELDS];
-        values.copy_from_slice(&words[1..]);
+        values.copy_from_slice(&words[2..]);
         let record = Record {
-            state: words[0],
+            socket: words[0],
+            state: words[1],
             values,
         };
         let places = if record.state == TIME_WAIT {

@@ -5,9 +5,10 @@
 //! opening, as the others are, and closed: so the kernel makes the same orphan of it. TIME_WAIT is made behind the closed gate, by the two FINs and
 //! the ACK that had made it.
 //!
-//! What still has bytes to send is not carried: they lie in pages whose addresses the kernel tells no program.
+//! Bytes that an orphan still has to send are read in the same way (see the object `queues`), page by page.
 mod image;
 mod kernel;
+mod queue;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -43,9 +44,9 @@ const TIME_WAIT_LIMIT: usize = 1024;
 const PATIENCE: Duration = Duration::from_millis(500);
 const GLANCE: Duration = Duration::from_micros(500);
 
-/// Whether this kernel lets such sockets be read. The first call takes some milliseconds: it belongs before a freeze.
+/// Whether this kernel lets such sockets be read, with what they still have to send. The first call takes long: it belongs before a freeze.
 pub(super) fn readable() -> bool {
-    kernel::readable()
+    kernel::readable() && queue::readable()
 }
 
 fn tuple(socket: &Found) -> Option<Ends> {
@@ -53,16 +54,16 @@ fn tuple(socket: &Found) -> Option<Ends> {
     Some((local.canonical(), peer.canonical()))
 }
 
-/// What becomes of one: only FINs are under way, and with a peer outside.
+/// What becomes of one: it moves if its peer is outside, and the kernel lets it be read.
 pub(super) fn classify(socket: &Found) -> Class {
     let inner =
         tuple(socket).is_none_or(|(local, peer)| peer.ip.is_loopback() || peer.ip == local.ip);
-    let carried = !inner && readable();
+    let carried = !inner && kernel::readable();
     // The kernel counts a FIN that was not acknowledged as a byte.
     match socket.state {
         State::TimeWait if carried => Class::TcpTimeWait,
         State::TimeWait => Class::TcpTimeWaitStuck,
-        _ if carried && socket.wqueue <= 1 => Class::TcpOrphan,
+        _ if carried && (socket.wqueue <= 1 || queue::readable()) => Class::TcpOrphan,
         _ => Class::TcpOrphanStuck,
     }
 }
@@ -80,7 +81,7 @@ pub(super) fn dump<'a>(
     if wanted.is_empty() {
         return Ok(read);
     }
-    let mut time_wait = Vec::new();
+    let (mut orphans, mut time_wait) = (Vec::new(), Vec::new());
     let clock = Clock::now()?;
     let interfaces = std::mem::take(&mut image.interfaces);
     kernel::each(&mut |values| {
@@ -90,20 +91,39 @@ pub(super) fn dump<'a>(
             return;
         };
         match carried(values, socket, &interfaces, clock) {
-            Some(Carried::Orphan(tcp)) => image.orphans.push(tcp),
-            Some(Carried::TimeWait(tcp)) => time_wait.push((socket.expires_ms, tcp)),
-            None => {
-                image.left.push(Left {
-                    socket: socket.to_string(),
-                    why: "it is signed, or has bytes to send by now".to_owned(),
-                });
-                return;
+            Some(Carried::Orphan(tcp)) => orphans.push((values.address(), tcp, socket)),
+            Some(Carried::TimeWait(tcp)) => {
+                time_wait.push((socket.expires_ms, tcp));
+                read.push(socket.clone());
             }
+            None => image
+                .left
+                .push(left(socket, "it is signed, or has changed")),
         }
-        read.push(socket.clone());
     })
     .map_err(|source| Error::Adrift { source })?;
     image.interfaces = interfaces;
+    let queued = |tcp: &Tcp| tcp.write_seq.wrapping_sub(tcp.snd_una) as usize;
+    let streams = if orphans.iter().any(|(_, tcp, _)| queued(tcp) > 0) {
+        queue::streams().unwrap_or_else(|e| {
+            tracing::warn!("reading what closed connections still have to send: {e}");
+            queue::Streams::new()
+        })
+    } else {
+        queue::Streams::new()
+    };
+    for (address, tcp, socket) in orphans {
+        let pieces = streams.get(&address).map_or(&[][..], Vec::as_slice);
+        match queue::whole(pieces, tcp.snd_una, queued(&tcp)) {
+            Some(send) => {
+                image.orphans.push(Tcp { send, ..tcp });
+                read.push(socket.clone());
+            }
+            None => image
+                .left
+                .push(left(socket, "what it still has to send cannot be read")),
+        }
+    }
     time_wait.sort_by_key(|(expires_ms, _)| std::cmp::Reverse(*expires_ms));
     if let Some(more @ 1..) = time_wait.len().checked_sub(TIME_WAIT_LIMIT) {
         image.left.push(Left {
@@ -114,6 +134,13 @@ pub(super) fn dump<'a>(
     time_wait.truncate(TIME_WAIT_LIMIT);
     image.time_wait = time_wait.into_iter().map(|(_, tcp)| tcp).collect();
     Ok(read)
+}
+
+fn left(socket: &Found, why: &str) -> Left {
+    Left {
+        socket: socket.to_string(),
+        why: why.to_owned(),
+    }
 }
 
 /// An orphan that has a descriptor yet, ours.

@@ -122,9 +122,14 @@ impl Sockets {
                     "its program has closed it, and a descriptor holds it",
                 ));
             }
-            if !tcp.send.is_empty() || !tcp.recv.is_empty() {
+            if !tcp.recv.is_empty() {
                 return Err(wrong(
-                    "its program has closed it, and its queues hold bytes",
+                    "its program has closed it, and it has bytes that nobody would read",
+                ));
+            }
+            if !tcp.send.is_empty() && tcp.state == TcpState::FinWait2 {
+                return Err(wrong(
+                    "its FIN is acknowledged, and it has bytes to send before that",
                 ));
             }
             let fits = if ended {
@@ -293,7 +298,7 @@ mod tests {
         }
     }
 
-    /// A connection, one that waits, two that were closed, one under way, a listener, a UDP socket.
+    /// A connection, one that waits, three that were closed (one with bytes to send), one under way, a listener, a UDP socket.
     fn sound() -> Sockets {
         let idle = |fds: &[i32], port| Tcp {
             snd_una: 5,
@@ -306,10 +311,14 @@ mod tests {
             state: TcpState::FinWait2,
             ..idle(&[], port)
         };
+        let unsent = Tcp {
+            state: TcpState::FinWait1,
+            ..tcp(&[], 1004)
+        };
         Sockets {
             tcp: vec![tcp(&[3], 1000)],
             waiting: vec![idle(&[], 1001)],
-            orphans: vec![closed(1002)],
+            orphans: vec![closed(1002), unsent],
             time_wait: vec![closed(1003)],
             connecting: vec![Connecting {
                 common: common(&[4]),
@@ -358,7 +367,7 @@ mod tests {
     #[test]
     fn what_no_dump_makes_is_named() {
         type Spoil = fn(&mut Sockets);
-        let cases: [(&str, Spoil); 23] = [
+        let cases: [(&str, Spoil); 26] = [
             ("no descriptor holds it", |s| {
                 s.tcp[0].common.holders.clear()
             }),
@@ -390,10 +399,23 @@ mod tests {
             ("closed it, and a descriptor holds it", |s| {
                 s.orphans[0].common = common(&[9])
             }),
-            ("its queues hold bytes", |s| {
+            ("bytes that nobody would read", |s| {
                 s.orphans[0].recv = b"unread".to_vec()
             }),
-            ("its queues hold bytes", |s| s.time_wait[0] = tcp(&[], 1003)),
+            ("bytes to send before that", |s| {
+                s.orphans[0] = tcp(&[], 1002);
+                s.orphans[0].state = TcpState::FinWait2;
+            }),
+            ("bytes to send before that", |s| {
+                s.time_wait[0] = tcp(&[], 1003);
+                s.time_wait[0].state = TcpState::FinWait2;
+            }),
+            ("does not fit its sequence numbers", |s| {
+                s.orphans[1].send.push(b'e')
+            }),
+            ("sent more than it has written", |s| {
+                s.orphans[1].snd_nxt = 4
+            }),
             ("it has sent no FIN", |s| {
                 s.orphans[0].state = TcpState::CloseWait
             }),
