@@ -29,7 +29,9 @@ pub mod rule;
 pub mod snapshot;
 mod stand_in;
 pub mod sysctl;
+pub mod times;
 pub mod topology;
+pub mod traffic;
 mod txqueue;
 mod uapi;
 

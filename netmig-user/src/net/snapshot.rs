@@ -3,7 +3,7 @@ use std::path::Path;
 
 use netmig_core::image::v1::net::{LinkKind, Network};
 
-use super::{Error, addr, filter, link, neigh, open, qdisc, route, rule, sysctl};
+use super::{Error, addr, filter, link, neigh, open, qdisc, route, rule, sysctl, times::Times};
 use crate::sys::netns::within;
 
 /// Reads the network of the namespace at `netns`.
@@ -11,23 +11,29 @@ use crate::sys::netns::within;
 /// # Errors
 /// If the namespace cannot be entered or one of its tables not be read.
 pub fn snapshot(netns: &Path) -> Result<Network, Error> {
-    within(netns, here)
+    snapshot_timed(netns, &mut Times::default())
+}
+
+/// As [`snapshot()`]; says how long each part took.
+pub(super) fn snapshot_timed(netns: &Path, times: &mut Times) -> Result<Network, Error> {
+    within(netns, || here(times))
 }
 
 /// Reads the network of the calling thread's namespace.
-pub(super) fn here() -> Result<Network, Error> {
+pub(super) fn here(times: &mut Times) -> Result<Network, Error> {
     let mut nl = open()?;
-    let seen: Vec<_> = link::dump(&mut nl)?
+    let seen: Vec<_> = times
+        .part("links", || link::dump(&mut nl))?
         .into_iter()
         .filter(|l| !l.is_fallback())
         .collect();
     let names = link::names(&seen);
-    let (addresses, mut not_carried) = addr::dump(&mut nl, &names)?;
-    let (routes, lost) = route::dump(&mut nl, &names)?;
+    let (addresses, mut not_carried) = times.part("addresses", || addr::dump(&mut nl, &names))?;
+    let (routes, lost) = times.part("routes", || route::dump(&mut nl, &names))?;
     not_carried.extend(lost);
-    let (rules, lost) = rule::dump(&mut nl)?;
+    let (rules, lost) = times.part("rules", || rule::dump(&mut nl))?;
     not_carried.extend(lost);
-    let neighbours = neigh::dump(&mut nl, &names)?;
+    let neighbours = times.part("neighbours", || neigh::dump(&mut nl, &names))?;
     let links: Vec<_> = seen.iter().map(|l| l.image(&names)).collect();
     for strange in links
         .iter()
@@ -38,10 +44,10 @@ pub(super) fn here() -> Result<Network, Error> {
             strange.name, strange.kind
         ));
     }
-    let (shaping, lost) = qdisc::dump(&mut nl, &names)?;
+    let (shaping, lost) = times.part("shaping", || qdisc::dump(&mut nl, &names))?;
     not_carried.extend(lost);
-    let sysctls = sysctl::carried()?;
-    let filters = filter::dump()?;
+    let sysctls = times.part("sysctls", sysctl::carried)?;
+    let filters = times.part("filters", filter::dump)?;
     Ok(Network {
         links,
         addresses,
