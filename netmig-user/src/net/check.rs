@@ -3,14 +3,14 @@ use std::path::Path;
 
 use netmig_core::{
     id::MoveId,
-    image::v1::net::{Link, LinkKind, Network},
+    image::v1::net::{Link, LinkKind, Network, Way},
     proto::Attach,
 };
 
 use super::{
     Error, filter, hostfilter,
     link::{self, Seen},
-    namespace, open, qdisc, topology,
+    namespace, nexthop, open, qdisc, topology,
     uapi::{IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING},
 };
 use crate::sys::netns::within;
@@ -213,6 +213,14 @@ fn dangling(network: &Network, found: &mut Found) {
     for address in &network.addresses {
         need(format!("address {}", address.local), &address.link);
     }
+    for object in &network.nexthops {
+        if let Way::Single {
+            link: Some(link), ..
+        } = &object.way
+        {
+            need(format!("next hop object {object}"), link);
+        }
+    }
     for route in &network.routes {
         for hop in &route.next_hops {
             if let Some(link) = &hop.link {
@@ -223,6 +231,26 @@ fn dangling(network: &Network, found: &mut Found) {
     for neighbour in &network.neighbours {
         if let Some(link) = &neighbour.link {
             need(format!("neighbour {}", neighbour.address), link);
+        }
+    }
+    let ids = nexthop::ids(&network.nexthops);
+    let mut need = |what: String, id: u32| {
+        if !ids.contains(&id) {
+            found.objections.push(format!(
+                "{what} needs next hop object {id}, which the container does not have"
+            ));
+        }
+    };
+    for object in &network.nexthops {
+        if let Way::Group { members, .. } = &object.way {
+            for (id, _) in members {
+                need(format!("next hop object {object}"), *id);
+            }
+        }
+    }
+    for route in &network.routes {
+        if let Some(id) = route.nexthop {
+            need(format!("route {route}"), id);
         }
     }
 }

@@ -3,7 +3,9 @@ use std::path::Path;
 
 use netmig_core::image::v1::net::{LinkKind, Network};
 
-use super::{Error, addr, filter, link, neigh, open, qdisc, route, rule, sysctl, times::Times};
+use super::{
+    Error, addr, filter, link, neigh, nexthop, open, qdisc, route, rule, sysctl, times::Times,
+};
 use crate::sys::netns::within;
 
 /// Reads the network of the namespace at `netns`.
@@ -29,7 +31,9 @@ pub(super) fn here(times: &mut Times) -> Result<Network, Error> {
         .collect();
     let names = link::names(&seen);
     let (addresses, mut not_carried) = times.part("addresses", || addr::dump(&mut nl, &names))?;
-    let (routes, lost) = times.part("routes", || route::dump(&mut nl, &names))?;
+    let (nexthops, lost) = times.part("routes", || nexthop::dump(&mut nl, &names))?;
+    not_carried.extend(lost);
+    let (routes, lost) = times.part("routes", || route::dump(&mut nl, &names, &nexthops))?;
     not_carried.extend(lost);
     let (rules, lost) = times.part("rules", || rule::dump(&mut nl))?;
     not_carried.extend(lost);
@@ -51,6 +55,7 @@ pub(super) fn here(times: &mut Times) -> Result<Network, Error> {
     Ok(Network {
         links,
         addresses,
+        nexthops,
         routes,
         rules,
         neighbours,

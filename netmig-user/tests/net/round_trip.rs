@@ -33,6 +33,23 @@ pub const FIXTURE: &str = "
     ip -6 route add 2001:db8:a::/48 nexthop via 2001:db8::2 dev eth0 nexthop via 2001:db8::3 dev eth0 weight 2
     ip -6 route add prohibit 2001:db8:b::/48
     ip -6 route add 2001:db8:c::/48 from 2001:db8::/64 dev eth0 table 100
+    ip nexthop add id 11 via 192.0.2.4 dev eth0 proto 99
+    ip nexthop add id 12 via 192.0.2.5 dev eth0
+    ip nexthop add id 13 via 10.9.0.1 dev eth0 onlink
+    ip nexthop add id 14 blackhole
+    ip nexthop add id 15 dev eth0
+    ip nexthop add id 5 group 11,3/12
+    ip nexthop add id 6 group 12/13 type resilient buckets 32 idle_timer 60 unbalanced_timer 300
+    ip -6 nexthop add id 16 via fe80::9 dev eth0
+    ip -6 nexthop add id 17 via 2001:db8::5 dev eth0
+    ip nexthop add id 7 group 16/17
+    ip route add 198.18.0.0/16 nhid 5 metric 7
+    ip route add 198.19.0.0/16 nhid 6 table 100
+    ip route add 198.19.1.0/24 nhid 11
+    ip route add 198.19.2.0/24 nhid 14
+    ip route add 198.19.3.0/24 nhid 15
+    ip -6 route add 2001:db8:d::/48 nhid 7
+    ip -6 route add 2001:db8:e::/48 nhid 17 metric 3
     ip rule add priority 50 from 192.0.2.11 lookup 100
     ip rule add priority 50 from 192.0.2.11 lookup 200
     ip rule add priority 60 not fwmark 0x10/0xff iif eth0 table 200 suppress_prefixlength 0 protocol 4
@@ -305,7 +322,8 @@ fn a_container_with_everything() {
         on("src", || sh(FIXTURE));
         let image = net::snapshot(&ns("src")).unwrap();
         assert!(
-            image.routes.len() > 15
+            image.routes.len() > 20
+                && image.nexthops.len() == 10
                 && image.rules.len() > 8
                 && image.sysctls.iter().filter(|s| !s.inherited).count() > 10,
             "{image:#?}"
@@ -478,6 +496,7 @@ pub fn same(expected: &Network, found: &Network) {
     let (expected, found) = (plain(expected), plain(found));
     assert_eq!(expected.links, found.links);
     assert_eq!(expected.addresses, found.addresses);
+    assert_eq!(expected.nexthops, found.nexthops);
     assert_eq!(expected.routes, found.routes);
     assert_eq!(expected.rules, found.rules);
     assert_eq!(expected.neighbours, found.neighbours);

@@ -37,7 +37,13 @@ pub(super) fn fill(
         addr::converge(&mut nl, &names, &indices, &network.addresses)
     })?;
     times.part("routes", || {
-        route::converge(&mut nl, &names, &indices, &network.routes)
+        route::converge(
+            &mut nl,
+            &names,
+            &indices,
+            &network.nexthops,
+            &network.routes,
+        )
     })?;
     times.part("rules", || rule::converge(&mut nl, &network.rules))?;
     times.part("neighbours", || {
