@@ -105,6 +105,15 @@ fn kind(wanted: &Link, found: &mut Found) {
         LinkKind::Ipvlan { .. } | LinkKind::Other(_) => true,
         _ => false,
     };
+    if matches!(&wanted.kind, LinkKind::Virtual { kind, .. } if kind == "tun")
+        && !link::tun::possible()
+    {
+        found.objections.push(format!(
+            "link {} is a tun device, and this host has no {}; load the module (modprobe tun)",
+            wanted.name,
+            link::tun::DEVICE
+        ));
+    }
     if unknown {
         found.objections.push(format!(
             "link {} is a {} device, which cannot be made here; remove it from the container",

@@ -1,4 +1,4 @@
-//! Numbers of rtnetlink that the libc crate lacks, from the kernel's include/uapi/linux/{if_link,nexthop,rtnetlink,fib_rules,if_addr,neighbour,net_namespace}.h.
+//! Numbers of rtnetlink that the libc crate lacks, from the kernel's include/uapi/linux/{if_link,if_tun,nexthop,rtnetlink,fib_rules,if_addr,neighbour,net_namespace}.h.
 
 pub const IFLA_ADDRESS: u16 = 1;
 pub const IFLA_IFNAME: u16 = 3;
@@ -26,6 +26,14 @@ pub const IFLA_MACVLAN_MODE: u16 = 1;
 pub const IFLA_MACVLAN_FLAGS: u16 = 2;
 pub const IFLA_IPVLAN_MODE: u16 = 1;
 pub const IFLA_IPVLAN_FLAGS: u16 = 2;
+pub const IFLA_CARRIER: u16 = 33;
+pub const IFLA_TUN_OWNER: u16 = 1;
+pub const IFLA_TUN_GROUP: u16 = 2;
+pub const IFLA_TUN_TYPE: u16 = 3;
+pub const IFLA_TUN_PI: u16 = 4;
+pub const IFLA_TUN_VNET_HDR: u16 = 5;
+pub const IFLA_TUN_PERSIST: u16 = 6;
+pub const IFLA_TUN_MULTI_QUEUE: u16 = 7;
 pub const IFLA_VLAN_FLAGS: u16 = 2;
 /// REORDER_HDR, GVRP, LOOSE_BINDING, MVRP, BRIDGE_BINDING.
 pub const VLAN_FLAGS: u32 = 0x1f;

@@ -351,6 +351,10 @@ const INSIDE: &str = "
     ip link add tags type ifb 2>/dev/null && ip link set tags up
     ip link add link eth0 name eth0.5 type vlan id 5 egress-qos-map 1:2 2>/dev/null && ip link set eth0.5 up && ip addr add 10.5.0.1/24 dev eth0.5
     ip link add link eth0.5 name q type vlan id 6 2>/dev/null || true
+    ip tuntap add dev tap7 mode tap user 1000 group 1001 multi_queue vnet_hdr
+    ip link set tap7 address 02:00:00:00:02:0b mtu 1400 master br7 up
+    ip tuntap add dev tun7 mode tun pi; ip link set tun7 txqueuelen 77 up; ip addr add 10.8.0.1 peer 10.8.0.2/32 dev tun7
+    ip -6 addr add 2001:db8:8::1/64 dev tun7 nodad; ip route add 10.80.0.0/16 dev tun7
     ip link add d0 address 02:00:00:00:02:0a type dummy 2>/dev/null && ip link set d0 up
     ip link add red type vrf table 99 2>/dev/null && ip link set red up
     true";

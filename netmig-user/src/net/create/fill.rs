@@ -1,5 +1,6 @@
 //! What needs the links up: addresses, routes and the rest of the namespace, behind the closed gate.
 use std::{
+    collections::BTreeSet,
     thread,
     time::{Duration, Instant},
 };
@@ -71,7 +72,12 @@ pub(super) fn fill(
 /// would look for a duplicate for a second and let nobody bind meanwhile.
 fn await_addresses(nl: &mut Netlink) -> Result<(), Error> {
     let until = Instant::now() + CARRIER;
-    while addr::any_tentative(nl)? && Instant::now() < until {
+    let links: BTreeSet<_> = link::dump(nl)?
+        .iter()
+        .filter(|l| l.carrier)
+        .map(|l| l.index)
+        .collect();
+    while addr::any_tentative(nl, &links)? && Instant::now() < until {
         thread::sleep(Duration::from_millis(1));
     }
     Ok(())

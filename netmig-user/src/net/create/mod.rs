@@ -377,7 +377,11 @@ fn make_link(
                 Some(name) => link::index(nl, name)?,
                 None => None,
             };
-            link::add_virtual(nl, wanted, index, kind, parent, settings)
+            if kind == "tun" {
+                link::tun::add(nl, wanted, index, settings)
+            } else {
+                link::add_virtual(nl, wanted, index, kind, parent, settings)
+            }
         }
         (kind, _) => Err(netlink::Error::Malformed(format!(
             "a {kind} device cannot be made"

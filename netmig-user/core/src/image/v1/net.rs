@@ -142,7 +142,7 @@ pub enum LinkKind {
         /// Name of the other end.
         other: String,
     },
-    /// A device that lives in the namespace alone: bridge, vlan, vxlan, vrf, ifb.
+    /// A device that lives in the namespace alone: bridge, vlan, vxlan, vrf, ifb, a persistent tun.
     Virtual {
         /// rtnetlink's kind.
         kind: String,
