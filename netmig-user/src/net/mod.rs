@@ -29,6 +29,7 @@ pub mod route;
 pub mod rule;
 pub mod snapshot;
 mod stand_in;
+pub mod stray;
 pub mod sysctl;
 pub mod times;
 pub mod topology;

@@ -167,6 +167,11 @@ impl Runtime for Bare {
         }
     }
 
+    /// Who starts such a program is its operator's matter.
+    fn bar(&self, _: &Container, _: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn after_release(
         &self,
         container: &Container,

@@ -268,7 +268,14 @@ pub trait Runtime: Send + Sync {
     /// At the target, after the restore: what is left over of it, and what the runtime needs to take over.
     fn settle(&self, created: &CreatedContainer) -> Vec<Error>;
 
-    /// At the source, after `released` and the end of the checkpoint: the record is kept, unable to start, or removed. `target` names where it went.
+    /// At the source, at `released`, while the checkpoint still runs: from the container's end on nobody can start it here, a supervisor that waits for
+    /// just that neither. Said again, it changes nothing. `target` names where it went.
+    ///
+    /// # Errors
+    /// A file of the runtime could not be written.
+    fn bar(&self, container: &Container, target: &str) -> Result<(), Error>;
+
+    /// At the source, after `released` and the end of the checkpoint: the record is kept, barred for good, or removed. `target` as in [`Runtime::bar`].
     ///
     /// # Errors
     /// The record could not be secured against a start.

@@ -201,6 +201,18 @@ impl Runtime for Direct {
         Vec::new()
     }
 
+    /// A runtime has its own copy of the bundle's config.json while the container runs.
+    fn bar(&self, container: &Container, target: &str) -> Result<(), Error> {
+        let (bundle, _) = recipe(container)?;
+        let config = bundle.join("config.json");
+        match fs::rename(&config, kept_config(bundle, target)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::file("renaming", &config, e))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The runtimes forget a container with its checkpoint; what is left is the bundle, which is the user's own and stays.
     fn after_release(
         &self,
@@ -208,22 +220,16 @@ impl Runtime for Direct {
         policy: SourcePolicy,
         target: &str,
     ) -> Result<AfterRelease, Error> {
+        self.bar(container, target)?;
         let (bundle, _) = recipe(container)?;
         let name = self.0.name();
         if self.state(&container.id)?.is_some() {
             tool::run(&[name, "delete", &container.id])?;
         }
+        let kept = kept_config(bundle, target);
         let mut after = AfterRelease::default();
-        let config = bundle.join("config.json");
         match policy {
             SourcePolicy::Keep => {
-                let kept = bundle.join(format!(
-                    "config.json.netmig-moved-to-{}",
-                    target.replace('/', "_")
-                ));
-                if config.exists() {
-                    fs::rename(&config, &kept).map_err(|e| Error::file("renaming", &config, e))?;
-                }
                 after.warnings.push(format!(
                     "the bundle at {} stays, its config.json is now {}: {name} cannot run it before it is renamed back",
                     bundle.display(),
@@ -232,7 +238,7 @@ impl Runtime for Direct {
                 after.kept_as = Some(bundle.display().to_string());
             }
             SourcePolicy::Remove => {
-                remove(&config)?;
+                remove(&kept)?;
                 after.warnings.push(format!(
                     "config.json is removed from the bundle at {}; its root file system stays",
                     bundle.display()
@@ -245,6 +251,14 @@ impl Runtime for Direct {
     fn after_abort(&self, _: &Container) -> Vec<Error> {
         Vec::new()
     }
+}
+
+/// What a bundle's config.json is called once its container lives elsewhere.
+fn kept_config(bundle: &Path, target: &str) -> PathBuf {
+    bundle.join(format!(
+        "config.json.netmig-moved-to-{}",
+        target.replace('/', "_")
+    ))
 }
 
 impl Direct {

@@ -70,6 +70,69 @@ fn of_a_macvlan_behind_its_gate() {
     });
 }
 
+#[test]
+fn of_a_container_that_is_started_where_it_has_left() {
+    world(|| {
+        segment(&["a", "b"]);
+        container("a", "src", &MAC.to_string());
+        let image = image("src");
+        let links = on("a", || net::links(&ns("src"))).unwrap();
+        let capture = PacketSocket::open(device("to-a")).unwrap();
+        for barred in [false, true] {
+            if barred {
+                // Twice, as after a crash.
+                for _ in 0..2 {
+                    on("a", || net::stray::bar(MOVE, &links)).unwrap();
+                }
+            }
+            // A port of another making may have the name of the old one.
+            on("a", || {
+                sh(&format!(
+                    "ip netns del src; ip link del v-src 2>/dev/null || true; ip netns add src
+                     ip link add v-src type veth peer name eth0 address {MAC} netns src
+                     ip link set v-src master br0 up; ip -n src link set eth0 up"
+                ))
+            });
+            let heard = frames(&capture, &image);
+            assert_eq!(heard.is_empty(), barred, "{heard:?}");
+        }
+        // What only passes through the host is let through: the container at b speaks to one at a.
+        container("b", "moved", &MAC.to_string());
+        container("a", "beside", "02:00:00:00:00:11");
+        on("moved", || sh("ip addr add 192.0.2.10/24 dev eth0"));
+        on("beside", || sh("ip addr add 192.0.2.11/24 dev eth0"));
+        on("a", || sh("ip netns del src"));
+        on("moved", || crate::world::reach("192.0.2.11"));
+        assert!(on("a", || net::stray::lift(MOVE, &links)).unwrap() > 0);
+        assert_eq!(on("a", || net::stray::lift(MOVE, &links)).unwrap(), 0);
+        assert_eq!(on("a", || sh("nft list tables")), "");
+    });
+}
+
+#[test]
+fn of_a_macvlan_that_is_started_where_it_has_left() {
+    world(|| {
+        segment(&["a", "b"]);
+        let start = || {
+            on("a", || {
+                sh(&format!(
+                    "ip netns add src; ip link add mv0 link br0 address {MAC} netns src type macvlan mode bridge; ip -n src link set mv0 name eth0"
+                ))
+            })
+        };
+        start();
+        let image = image("src");
+        let links = on("a", || net::links(&ns("src"))).unwrap();
+        on("a", || net::stray::bar(MOVE, &links)).unwrap();
+        let capture = PacketSocket::open(device("to-a")).unwrap();
+        on("a", || sh("ip -n src link del eth0; ip netns del src"));
+        start();
+        on("src", || sh("ip link set eth0 up"));
+        assert_eq!(frames(&capture, &image), Vec::<Vec<u8>>::new());
+        assert!(on("a", || net::stray::lift(MOVE, &links)).unwrap() > 0);
+    });
+}
+
 /// Makes the copy on host b and gives what the segment hears of it, and what the stand-in of its gate dropped.
 fn world_of_a_move(
     gate: impl Fn(&[Link]) -> Result<(), String> + Send + Sync,

@@ -17,7 +17,7 @@ const AROUND: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE_BESIDE_MS: f64 = 1000.0;
 
 /// What leaves `host` by its uplink with the container's MAC or one of its addresses as sender, announcements included.
-fn capture(host: &dyn Host, container: &Container) -> Process {
+pub fn capture(host: &dyn Host, container: &Container) -> Process {
     let from = format!(
         "ether src {} or src host {} or src host {}",
         container.mac(),
@@ -41,7 +41,7 @@ fn capture(host: &dyn Host, container: &Container) -> Process {
 }
 
 /// Ends the capture: when the first and the last frame left.
-fn frames(host: &dyn Host, mut capture: Process) -> Vec<f64> {
+pub fn frames(host: &dyn Host, mut capture: Process) -> Vec<f64> {
     // What has been sent is in the file a moment later.
     thread::sleep(Duration::from_millis(300));
     capture.signal(libc::SIGINT).expect("the host answers");

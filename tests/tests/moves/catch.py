@@ -1,7 +1,8 @@
-"""Kills a process of a move at one of CRIU's moments on this host: catch.py MOMENT hook|criu|agent|ssh"""
+"""Kills a process of a move at one of CRIU's moments on this host, or stops it for some seconds: catch.py MOMENT hook|criu|agent|ssh [SECONDS]"""
 import os, signal, sys, time
 
-moment, victim = sys.argv[1:]
+moment, victim = sys.argv[1:3]
+seconds = float(sys.argv[3]) if len(sys.argv) > 3 else None
 variable = ("CRTOOLS_SCRIPT_ACTION=" + moment).encode()
 
 
@@ -34,9 +35,15 @@ while time.time() < end:
         if read(pid, "cmdline").startswith(b"/run/netmig/moves/") and variable in read(pid, "environ").split(b"\0"):
             found = victims(pid)
             for one in found:
-                os.kill(one, signal.SIGKILL)
+                os.kill(one, signal.SIGSTOP if seconds else signal.SIGKILL)
             if found:
-                print("killed", found, flush=True)
+                print("caught", found, flush=True)
+                time.sleep(seconds or 0)
+                for one in found if seconds else []:
+                    try:
+                        os.kill(one, signal.SIGCONT)
+                    except ProcessLookupError:
+                        print("gone", one, flush=True)
                 sys.exit(0)
     time.sleep(0.001)
 sys.exit("the moment did not come")

@@ -11,6 +11,8 @@ use crate::story::{Container, How, Story};
 
 /// Kills a process at one of CRIU's moments.
 const CATCH: &str = include_str!("catch.py");
+/// How long a hook is blocked.
+const BLOCKED: Duration = Duration::from_secs(60);
 /// How long a move that broke may take to settle.
 const SETTLED: Duration = Duration::from_secs(90);
 
@@ -56,7 +58,7 @@ impl Faults {
         let began = Instant::now();
         let source = self.home();
         let target = self.story.other(source);
-        let loaded = self.story.load(&self.container);
+        let loaded = self.story.load_patient(&self.container, 2 * BLOCKED);
         let mut going = Going::start(&self.story, source, &self.container, more);
         fault(&mut going, source, target);
         going.end();
@@ -102,16 +104,36 @@ impl Faults {
         }
     }
 
-    /// As [`Faults::one`]: `victim` is killed at CRIU's `moment`, on the source for moments of a dump, else on the target.
-    fn killed_at(&self, moment: &str, victim: &str, ends: Ends) {
+    /// The host that CRIU's `moment` comes on: the source for those of a dump, else the target.
+    fn host_of(&self, moment: &str) -> &dyn Host {
         let source = self.home();
-        let dump = matches!(moment, "pre-dump" | "network-lock" | "post-dump");
-        let host = if dump {
+        if matches!(moment, "pre-dump" | "network-lock" | "post-dump") {
             source
         } else {
             self.story.other(source)
-        };
-        let mut catcher = Catcher::set(host, moment, victim);
+        }
+    }
+
+    /// As [`Faults::one`]: the hook of CRIU's `moment` does nothing for [`BLOCKED`].
+    fn hook_blocked(&self, moment: &str, more: &[&str], ends: Ends) {
+        let mut catcher = Catcher::stopping(self.host_of(moment), moment, "hook", BLOCKED);
+        self.one(
+            &format!("hook blocked at {moment} {}", more.join(" ")),
+            more,
+            ends,
+            |_, _, _| catcher.has_caught(),
+        );
+        // Where the move has ended before, there is nothing to wait for.
+        catcher
+            .process
+            .signal(libc::SIGKILL)
+            .expect("the host answers");
+        catcher.process.wait().expect("its end");
+    }
+
+    /// As [`Faults::one`]: `victim` is killed at CRIU's `moment`.
+    fn killed_at(&self, moment: &str, victim: &str, ends: Ends) {
+        let mut catcher = Catcher::set(self.host_of(moment), moment, victim);
         self.one(
             &format!("{victim} killed at {moment}"),
             &[],
@@ -130,10 +152,19 @@ pub struct Catcher {
 impl Catcher {
     /// One that kills `victim` at CRIU's `moment` on `host`, before a move begins.
     pub fn set(host: &dyn Host, moment: &str, victim: &str) -> Self {
+        Self::start(host, &[moment, victim])
+    }
+
+    /// One that stops it for `time` instead.
+    fn stopping(host: &dyn Host, moment: &str, victim: &str, time: Duration) -> Self {
+        Self::start(host, &[moment, victim, &time.as_secs().to_string()])
+    }
+
+    fn start(host: &dyn Host, args: &[&str]) -> Self {
         host.write("/tmp/catch.py", CATCH.as_bytes(), 0o755)
             .expect("written");
         let mut process = host
-            .spawn(&Cmd::new(["python3", "/tmp/catch.py", moment, victim]))
+            .spawn(&Cmd::new(["python3", "/tmp/catch.py"]).args(args.iter().copied()))
             .expect("a catcher");
         let mut lines = BufReader::new(process.stdout.take().expect("its output"));
         let mut line = String::new();
@@ -142,16 +173,23 @@ impl Catcher {
         Self { process, lines }
     }
 
+    /// Waits until it has done its work.
     pub fn caught(&mut self) {
+        self.has_caught();
         let status = self
             .process
             .wait_for(Duration::from_secs(60))
             .expect("the host answers");
+        assert!(status.is_some_and(|status| status.success()), "{status:?}");
+    }
+
+    /// Waits until the process is dead or stopped.
+    fn has_caught(&mut self) {
         let mut said = String::new();
         self.lines.read_line(&mut said).expect("a line");
         assert!(
-            status.is_some_and(|status| status.success()) && said.starts_with("killed"),
-            "the moment did not come: {status:?} {said}"
+            said.starts_with("caught"),
+            "the moment did not come: {said}"
         );
     }
 }
@@ -275,6 +313,27 @@ fn hook_killed() {
     for moment in ["network-lock", "post-dump"] {
         faults.killed_at(moment, "hook", Ends::Source);
     }
+}
+
+/// Unless a limit ends the move, the blackout is as long as the block, which is about how long the two sides wait for each other. Each in a lab of its own: they wait for the most part.
+#[test]
+fn hook_blocked() {
+    let limited = ["--max-blackout", "5000"];
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let faults = Faults::up("hook-dump");
+            faults.hook_blocked("network-lock", &[], Ends::Anywhere);
+        });
+        scope.spawn(|| {
+            let faults = Faults::up("hook-restore");
+            faults.hook_blocked("post-restore", &[], Ends::Anywhere);
+        });
+        scope.spawn(|| {
+            let faults = Faults::up("hook-limited");
+            faults.hook_blocked("post-dump", &limited, Ends::Source);
+            faults.hook_blocked("post-restore", &limited, Ends::Source);
+        });
+    });
 }
 
 #[test]

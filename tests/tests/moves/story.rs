@@ -127,6 +127,11 @@ pub struct Story {
     emulated: bool,
 }
 
+/// How long a client waits for a reply.
+const PEERS_PATIENCE: Duration = Duration::from_secs(30);
+/// The same where the hosts are emulated.
+const EMULATED_PATIENCE: Duration = Duration::from_secs(240);
+
 impl Story {
     pub fn up(name: &str) -> Self {
         Self::over(name, None)
@@ -292,6 +297,17 @@ impl Story {
 
     /// A few verified clients and idle connections, warm, over both protocols.
     pub fn load(&self, container: &Container) -> Loaded<'_> {
+        self.load_patient(container, PEERS_PATIENCE)
+    }
+
+    /// As [`Story::load`], for a blackout of up to `patience`.
+    pub fn load_patient(&self, container: &Container, patience: Duration) -> Loaded<'_> {
+        let patience = if self.emulated {
+            EMULATED_PATIENCE.max(patience)
+        } else {
+            patience
+        };
+        let patience = patience.as_secs().to_string();
         let mut clients = Vec::new();
         for (kind, v6, connections) in [
             ("redis", false, 3),
@@ -313,8 +329,11 @@ impl Story {
                 "--limit",
                 "900",
             ];
-            if self.emulated && kind == "redis" {
-                args.extend(["--every", "250", "--patience", "240"]);
+            if kind == "redis" {
+                args.extend(["--patience", &patience]);
+                if self.emulated {
+                    args.extend(["--every", "250"]);
+                }
             }
             clients.push(Client {
                 args: args.into_iter().map(ToOwned::to_owned).collect(),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use netmig_common::Mode;
-use netmig_core::container::SourcePolicy;
+use netmig_core::container::{Container, SourcePolicy};
 
 use super::{hold::Returning, steps::Steps};
 use crate::{
@@ -132,8 +132,12 @@ impl Steps {
                 .flat_map(sock::Kept::silence)
                 .map(|e| e.to_string()),
         );
+        let container = self.state().container.clone();
+        if let Some(container) = &container {
+            left.extend(self.bar(container));
+        }
         self.end_engine(0, &mut left);
-        let Some(container) = self.state().container.clone() else {
+        let Some(container) = container else {
             return left;
         };
         if let Some(cgroup) = &container.cgroup
@@ -157,6 +161,7 @@ impl Steps {
             }
             Err(e) => left.push(e.to_string()),
         }
+        left.extend(self.lift());
         if let Some(hold) = &hold {
             left.extend(hold.close(gate.as_ref()));
         }
@@ -178,6 +183,32 @@ impl Steps {
         }
         self.detach(gate, &mut left);
         left
+    }
+
+    /// Whoever starts the container here when it ends gets an error, and the segment hears nothing of it.
+    fn bar(&self, container: &Container) -> Vec<String> {
+        let runtime = runtime::of(container.manager).bar(container, &self.spec.to);
+        let frames = net::stray::bar(self.id, &self.state().links);
+        let runtime = runtime
+            .err()
+            .map(|e| format!("while it ended, the container could have been started here: {e}"));
+        runtime
+            .into_iter()
+            .chain(frames.err().map(|e| e.to_string()))
+            .collect()
+    }
+
+    /// The record is secured: it has no network here any more.
+    fn lift(&self) -> Option<String> {
+        let links = self.state().links.clone();
+        match net::stray::lift(self.id, &links) {
+            Ok(0) => None,
+            Ok(frames) => Some(format!(
+                "somebody tried to start the container here when it had left, and failed (frames of its network dropped: {frames}); \
+                 end what supervises it on this host"
+            )),
+            Err(e) => Some(e.to_string()),
+        }
     }
 
     /// Nothing of the move is needed any more on this host but its record.

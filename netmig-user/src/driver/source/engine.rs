@@ -210,7 +210,14 @@ impl Steps {
         let Some(job) = Job::adopt(&self.job_dir()) else {
             return;
         };
-        match job.wait(ENDING) {
+        let status = if code == 0 {
+            job.wait(ENDING)
+        } else {
+            let (status, told) = hook::undo(&job, &paths::run(self.id), ENDING);
+            left.extend(told);
+            status
+        };
+        match status {
             Status::Running => {
                 left.push(format!("the runtime's checkpoint has not ended {ENDING:?} after it was told to; it is killed"));
                 if let Err(e) = job.kill() {

@@ -9,6 +9,7 @@ use crate::{
     agent::paths,
     engine::{
         cgroup,
+        criu::hook,
         job::{Job, Status},
     },
     gate::{self},
@@ -39,14 +40,14 @@ impl Steps {
             answer(reply, 1);
         }
         drop(state);
-        if let Some(job) = Job::adopt(&self.job_dir())
-            && job.wait(ENDING) == Status::Running
-        {
-            left.push(format!(
-                "the runtime's restore has not ended {ENDING:?} after it was told to; it is killed"
-            ));
-            if let Err(e) = job.kill() {
-                left.push(e.to_string());
+        if let Some(job) = Job::adopt(&self.job_dir()) {
+            let (status, told) = hook::undo(&job, &paths::run(self.id), ENDING);
+            left.extend(told);
+            if status == Status::Running {
+                left.push(format!(
+                    "the runtime's restore has not ended {ENDING:?} after it was told to; it is killed"
+                ));
+                left.extend(job.kill().err().map(|e| e.to_string()));
             }
         }
         let made = self.state().made.clone();

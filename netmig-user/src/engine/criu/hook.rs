@@ -2,9 +2,23 @@
 //!
 //! CRIU runs its action script at each of its action points and waits for it. The script is a link to this binary in the move's directory; it
 //! is started seven times in a restore, so only the moments that matter go to the agent ([`Action::waits`]), the others return at once.
-use std::{env, path::PathBuf};
+use std::{
+    env, fs, io,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde::{Deserialize, Serialize};
+
+use crate::engine::job::{Job, Status};
+
+/// How long a hook may take to end after it was told to undo.
+const ENDS: Duration = Duration::from_secs(3);
 
 /// CRIU's action points (`CRTOOLS_SCRIPT_ACTION`, criu/action-scripts.c).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -118,6 +132,45 @@ impl HookCall {
 pub struct HookReply {
     /// 0: go on. 1: undo.
     pub code: u8,
+}
+
+/// Waits at most `limit` for the runtime's command after the hook in the move's directory `dir` was told to undo. A hook that does not end by itself
+/// (somebody has stopped it) is killed, which CRIU takes for exit 1: the container would wait for it with everything else. What was done and what
+/// could not be, in words.
+pub fn undo(job: &Job, dir: &Path, limit: Duration) -> (Status, Vec<String>) {
+    let mut told = Vec::new();
+    if job.wait(ENDS.min(limit)) == Status::Running {
+        match kill_all(&dir.join("hook")) {
+            Ok(0) => {}
+            Ok(_) => told.push(format!(
+                "netmig's hook had not ended {ENDS:?} after it was told to; it is killed"
+            )),
+            Err(e) => told.push(format!("ending netmig's hook: {e}")),
+        }
+    }
+    (job.wait(limit), told)
+}
+
+/// Kills the processes that run `script` under this very name; how many.
+fn kill_all(script: &Path) -> io::Result<usize> {
+    let mut killed = 0;
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // One that has ended meanwhile has none.
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if line.split(|byte| *byte == 0).next() != Some(script.as_os_str().as_bytes()) {
+            continue;
+        }
+        match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+            Ok(()) => killed += 1,
+            Err(nix::Error::ESRCH) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(killed)
 }
 
 /// One call of netavark by podman, as the shim hands it over.

@@ -8,7 +8,7 @@ mod ipset;
 mod kernel;
 mod nft;
 mod rehearse;
-mod tool;
+pub(super) mod tool;
 mod xtables;
 
 use std::collections::BTreeSet;

@@ -13,6 +13,7 @@ mod inspect;
 pub mod netavark;
 mod record;
 mod source;
+mod unstartable;
 
 /// The podman of this host.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +53,10 @@ impl Runtime for Podman {
 
     fn settle(&self, created: &CreatedContainer) -> Vec<Error> {
         create::settle(created)
+    }
+
+    fn bar(&self, container: &Container, target: &str) -> Result<(), Error> {
+        source::bar(container, target)
     }
 
     fn after_release(

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use netmig_core::container::{Container, Recipe, Resurrector, SourcePolicy};
 
-use super::inspect;
+use super::{inspect, unstartable};
 use crate::{
     engine::criu,
     runtime::{AfterRelease, Disarmed, Error, remove, systemd, tool},
@@ -78,6 +78,14 @@ pub fn rearm(disarmed: &Disarmed) -> Vec<Error> {
     errors
 }
 
+/// The container cannot be started, from the moment of its end on.
+pub fn bar(container: &Container, target: &str) -> Result<(), Error> {
+    match static_dir(container).filter(|dir| dir.exists()) {
+        Some(dir) => unstartable::for_now(dir, target),
+        None => Ok(()),
+    }
+}
+
 /// Keeps the record, unable to start, or removes it.
 pub fn after_release(
     container: &Container,
@@ -97,6 +105,13 @@ pub fn after_release(
             ));
         }
     }
+    if static_dir(container).is_some_and(Path::exists) {
+        // podman must have noted the container's end first; for one that it has removed meanwhile this is no error.
+        tool::run(&["podman", "container", "cleanup", &container.id])?;
+    }
+    if let Some(dir) = static_dir(container).filter(|dir| dir.exists()) {
+        unstartable::for_good(dir, target)?;
+    }
     let Some(record) = inspect::record(&container.id)? else {
         after
             .warnings
@@ -108,13 +123,9 @@ pub fn after_release(
             tool::run(&["podman", "rm", "--ignore", &container.id])?;
         }
         SourcePolicy::Keep => {
-            // Whatever else fails, it must not start: that first.
             if record.host_config.restart_policy.argument() != "no" {
                 update(&container.id, "--restart=no")?;
             }
-            // The record must have seen the end of the container: with `ctl` blocked, podman could not note it any more.
-            tool::run(&["podman", "container", "cleanup", &container.id])?;
-            block_start(&record.static_dir, target)?;
             for network in record.network_settings.networks.keys() {
                 if let Err(e) = tool::run(&[
                     "podman",
@@ -147,8 +158,15 @@ pub fn after_abort(container: &Container) -> Vec<Error> {
     leftovers(container)
 }
 
+fn static_dir(container: &Container) -> Option<&Path> {
+    match &container.recipe {
+        Recipe::Podman { static_dir, .. } => Some(static_dir),
+        Recipe::Bundle { .. } | Recipe::Bare { .. } => None,
+    }
+}
+
 fn leftovers(container: &Container) -> Vec<Error> {
-    let Recipe::Podman { static_dir, .. } = &container.recipe else {
+    let Some(static_dir) = static_dir(container) else {
         return Vec::new();
     };
     [
@@ -171,25 +189,6 @@ fn kept_name(container: &Container) -> String {
         container.name,
         container.id.get(..12).unwrap_or(&container.id)
     )
-}
-
-/// podman has no way to say that a container shall not start. But before every start it removes conmon's files of the last run (`removeConmonFiles` in
-/// libpod/container_internal.go, the same from 5.1 to 5.8); a directory in the place of one of them, with something in it, makes that fail. podman's error
-/// names it, and `podman inspect|logs|rm` do not mind it.
-fn block_start(static_dir: &Path, target: &str) -> Result<(), Error> {
-    let ctl = static_dir.join("ctl");
-    let note = ctl.join("moved-away-by-netmig");
-    if note.exists() {
-        return Ok(());
-    }
-    remove(&ctl)?;
-    std::fs::create_dir(&ctl).map_err(|e| Error::file("creating", &ctl, e))?;
-    let text = format!(
-        "netmig moved this container to {target}. This directory keeps podman from starting what is left of it here.\n\
-         To start it all the same, remove the directory {}\n",
-        ctl.display()
-    );
-    std::fs::write(&note, text).map_err(|e| Error::file("writing", &note, e))
 }
 
 fn update(id: &str, option: &str) -> Result<(), Error> {
