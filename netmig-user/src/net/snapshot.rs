@@ -4,7 +4,8 @@ use std::path::Path;
 use netmig_core::image::v1::net::{LinkKind, Network};
 
 use super::{
-    Error, addr, filter, link, neigh, nexthop, open, qdisc, route, rule, sysctl, times::Times,
+    Error, addr, conntrack, filter, link, neigh, nexthop, open, qdisc, route, rule, sysctl,
+    times::Times,
 };
 use crate::sys::netns::within;
 
@@ -50,6 +51,7 @@ pub(super) fn here(times: &mut Times) -> Result<Network, Error> {
     }
     let (shaping, lost) = times.part("shaping", || qdisc::dump(&mut nl, &names))?;
     not_carried.extend(lost);
+    not_carried.extend(times.part("expectations", conntrack::expected)?);
     let sysctls = times.part("sysctls", sysctl::carried)?;
     let filters = times.part("filters", filter::dump)?;
     Ok(Network {

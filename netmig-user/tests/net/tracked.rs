@@ -69,6 +69,47 @@ fn what_is_remembered_of_the_traffic_comes_along_and_nothing_else() {
 }
 
 #[test]
+fn expectations_are_named() {
+    world(|| {
+        sh("ip netns add src; ip netns add dst");
+        on("src", || {
+            sh(
+                "conntrack -I -p tcp -s 10.0.0.1 -d 10.0.0.2 --sport 4100 --dport 21 --state ESTABLISHED -t 300 2>/dev/null",
+            )
+        });
+        let mut all = on("src", dump).unwrap();
+        assert_eq!((all.len(), &all[0].helper), (1, &None), "{all:?}");
+        all[0].helper = Some("ftp".into());
+        let made = on("dst", || insert(&all, Present::Keep)).unwrap();
+        if made.iter().any(|why| why.contains("os error 95")) {
+            eprintln!("not tested: this kernel has no conntrack helper for FTP");
+            return;
+        }
+        assert_eq!(made, [] as [&str; 0]);
+        let helper = on("dst", dump).unwrap().remove(0).helper;
+        assert_eq!(helper.as_deref(), Some("ftp"));
+        let named = || net::snapshot(&ns("dst")).unwrap().not_carried;
+        assert_eq!(named(), [] as [&str; 0]);
+        // The helper for FTP has one at a time of each connection.
+        on("dst", || {
+            sh(
+                "conntrack -I expect -t 1000 -p tcp --orig-src 10.0.0.1 --orig-dst 10.0.0.2 --orig-port-src 4100 --orig-port-dst 21 \
+                --tuple-src 10.0.0.2 --tuple-dst 10.0.0.1 --tuple-port-src 20 --tuple-port-dst 3000 \
+                --mask-src 255.255.255.255 --mask-dst 255.255.255.255 --mask-port-src 0 --mask-port-dst 65535 2>/dev/null",
+            )
+        });
+        let named = named();
+        assert_eq!(named.len(), 1, "{named:?}");
+        assert!(
+            named[0].starts_with("expectations of helper ftp: 1;"),
+            "{named:?}"
+        );
+        let others = net::snapshot(&ns("src")).unwrap().not_carried;
+        assert_eq!(others, [] as [&str; 0]);
+    });
+}
+
+#[test]
 fn entries_of_every_kind() {
     world(|| {
         sh("ip netns add src; ip netns add dst");

@@ -14,6 +14,9 @@ use super::{
 };
 
 mod entry;
+mod expected;
+
+pub use expected::expected;
 
 const COUNT: &str = "netfilter/nf_conntrack_count";
 const CT_NEW: u16 = 1 << 8;

@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::Args;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{Bench, Goal, Output, Row, Stats};
 use crate::{
@@ -95,6 +96,14 @@ fn measure(netmig: &Path, set: &Set, times: u32) -> anyhow::Result<Vec<Row>> {
                 differences.is_empty(),
                 "netmig's copy is another one: {differences}"
             );
+            if set.connections {
+                let original = connections(DOCUMENT)?;
+                Net::new(netmig).dump(&ours, true)?;
+                ensure!(
+                    connections(DOCUMENT)? == original,
+                    "netmig's copy tracks other connections"
+                );
+            }
             world::unplug(&ours)
         };
         // Neither always comes first.
@@ -264,6 +273,25 @@ impl Took {
             })
             .sum()
     }
+}
+
+/// The tracked connections of a document, without what counts down: `net diff` does not look at them.
+fn connections(document: &str) -> anyhow::Result<Vec<Value>> {
+    #[derive(Deserialize)]
+    struct Connections {
+        connections: Vec<Value>,
+    }
+    let text = fs::read(document).with_context(|| format!("reading {document}"))?;
+    let mut read: Connections =
+        serde_json::from_slice(&text).with_context(|| format!("reading {document}"))?;
+    ensure!(!read.connections.is_empty(), "no connection is tracked");
+    for connection in &mut read.connections {
+        connection
+            .as_object_mut()
+            .context("a tracked connection is no object")?
+            .remove("timeout");
+    }
+    Ok(read.connections)
 }
 
 /// Runs a command to its end, its output in a file; ms.
