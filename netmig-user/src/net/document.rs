@@ -13,7 +13,7 @@ use super::{
     Created, Error, announce,
     conntrack::{self, Present},
     create::create_timed,
-    snapshot::snapshot_timed,
+    snapshot::{snapshot_timed, tracked},
     times::Times,
     topology,
 };
@@ -76,15 +76,16 @@ impl Document {
                 })
             })
             .collect();
+        let (network, connections) = if connections {
+            tracked(netns, times)?
+        } else {
+            (snapshot_timed(netns, times)?, Vec::new())
+        };
         Ok(Self {
             schema: SCHEMA.to_owned(),
             attach,
-            network: snapshot_timed(netns, times)?,
-            connections: if connections {
-                times.part("connections", || within(netns, conntrack::dump))?
-            } else {
-                Vec::new()
-            },
+            network,
+            connections,
         })
     }
 

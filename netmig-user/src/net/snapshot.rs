@@ -1,11 +1,17 @@
 //! The whole network of a namespace as it is now.
 use std::path::Path;
 
-use netmig_core::image::v1::net::{LinkKind, Network};
+use netmig_core::image::v1::{
+    conntrack::Connection,
+    net::{LinkKind, Network},
+};
 
 use super::{
-    Error, addr, conntrack, filter, link, neigh, nexthop, open, qdisc, route, rule, sysctl,
+    Error, addr, conntrack,
+    filter::{self, Filters},
+    link, neigh, nexthop, open, qdisc, route, rule, sysctl,
     times::Times,
+    traffic,
 };
 use crate::sys::netns::within;
 
@@ -22,8 +28,25 @@ pub(super) fn snapshot_timed(netns: &Path, times: &mut Times) -> Result<Network,
     within(netns, || here(times))
 }
 
+/// As [`snapshot_timed`], and what the namespace tracks.
+pub(super) fn tracked(
+    netns: &Path,
+    times: &mut Times,
+) -> Result<(Network, Vec<Connection>), Error> {
+    let network = within(netns, || unfiltered(times))?;
+    let (filters, connections) = traffic::of(netns, times)?;
+    Ok((Network { filters, ..network }, connections))
+}
+
 /// Reads the network of the calling thread's namespace.
 pub(super) fn here(times: &mut Times) -> Result<Network, Error> {
+    let network = unfiltered(times)?;
+    let filters = times.part("filters", filter::dump)?;
+    Ok(Network { filters, ..network })
+}
+
+/// All but the packet filters.
+fn unfiltered(times: &mut Times) -> Result<Network, Error> {
     let mut nl = open()?;
     let seen: Vec<_> = times
         .part("links", || link::dump(&mut nl))?
@@ -53,7 +76,6 @@ pub(super) fn here(times: &mut Times) -> Result<Network, Error> {
     not_carried.extend(lost);
     not_carried.extend(times.part("expectations", conntrack::expected)?);
     let sysctls = times.part("sysctls", sysctl::carried)?;
-    let filters = times.part("filters", filter::dump)?;
     Ok(Network {
         links,
         addresses,
@@ -63,7 +85,7 @@ pub(super) fn here(times: &mut Times) -> Result<Network, Error> {
         neighbours,
         sysctls,
         shaping,
-        filters,
+        filters: Filters::default(),
         not_carried,
     })
 }

@@ -43,8 +43,18 @@ impl Times {
         done
     }
 
+    /// Adds the parts of what ran beside.
+    pub(super) fn take(&mut self, other: Self) {
+        for Part { what, ms } in other.parts {
+            self.add_ms(what, ms);
+        }
+    }
+
     fn add(&mut self, what: &'static str, took: Duration) {
-        let ms = took.as_secs_f64() * 1e3;
+        self.add_ms(what, took.as_secs_f64() * 1e3);
+    }
+
+    fn add_ms(&mut self, what: &'static str, ms: f64) {
         match self.parts.iter_mut().find(|part| part.what == what) {
             Some(part) => part.ms += ms,
             None => self.parts.push(Part { what, ms }),
@@ -61,7 +71,9 @@ mod tests {
         let mut times = Times::default();
         times.add("links", Duration::from_millis(2));
         times.add("routes", Duration::from_micros(500));
-        times.add("links", Duration::from_millis(1));
+        let mut beside = Times::default();
+        beside.add("links", Duration::from_millis(1));
+        times.take(beside);
         let json = serde_json::to_value(&times).unwrap();
         let expected = serde_json::json!({
             "schema": "netmig.net-times/1",

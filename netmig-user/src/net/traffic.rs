@@ -12,6 +12,7 @@ use super::{
     conntrack::{self, Present},
     filter::{self, Filters},
     own_addresses,
+    times::Times,
 };
 use crate::sys::netns::within;
 
@@ -27,15 +28,10 @@ pub fn read(netns: &Path, network: &Network) -> Result<Remembered, Error> {
         .map(|a| a.local.address)
         .filter(|a| !a.is_loopback())
         .collect();
-    let (mut filters, connections, host) = thread::scope(|scope| {
-        let filters = scope.spawn(|| within(netns, filter::dump));
-        let connections = scope.spawn(|| within(netns, conntrack::dump));
+    let ((mut filters, connections), host) = thread::scope(|scope| {
+        let inside = scope.spawn(|| of(netns, &mut Times::default()));
         let host = conntrack::passing(&addresses, &own_addresses()?)?;
-        Ok::<(Filters, Vec<Connection>, Vec<Connection>), Error>((
-            joined(filters)?,
-            joined(connections)?,
-            host,
-        ))
+        Ok::<_, Error>((joined(inside)?, host))
     })?;
     filters.partial = network.filters.partial;
     Ok(Remembered {
@@ -43,6 +39,24 @@ pub fn read(netns: &Path, network: &Network) -> Result<Remembered, Error> {
         connections,
         host,
     })
+}
+
+/// Filters and tracked connections of the namespace at `netns`. The whole counts as `traffic`, besides its two parts.
+///
+/// # Errors
+/// If the namespace cannot be entered, or one of the tables not be read.
+pub(super) fn of(netns: &Path, times: &mut Times) -> Result<(Filters, Vec<Connection>), Error> {
+    let (mut one, mut other) = (Times::default(), Times::default());
+    let read = times.part("traffic", || {
+        thread::scope(|scope| {
+            let filters = scope.spawn(|| one.part("filters", || within(netns, filter::dump)));
+            let connections = other.part("connections", || within(netns, conntrack::dump))?;
+            Ok((joined(filters)?, connections))
+        })
+    });
+    times.take(one);
+    times.take(other);
+    read
 }
 
 fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
