@@ -1,5 +1,6 @@
 //! Finding the resident agent, or starting it.
 use std::{
+    env,
     fs::{self, File, OpenOptions},
     io,
     os::unix::process::CommandExt,
@@ -39,6 +40,19 @@ pub enum Error {
         log: PathBuf,
     },
 }
+
+/// What an agent takes of the environment of whoever starts it. It is the host's and outlives its starter, which may be a hook of a move that is over
+/// by then: with `CONTAINERS_CONF_OVERRIDE` of that move, say, no podman would work any more.
+const ENVIRONMENT: [&str; 8] = [
+    "HOME",
+    "LANG",
+    "LOGNAME",
+    "NETMIG_LOG",
+    "PATH",
+    "RUST_BACKTRACE",
+    "TMPDIR",
+    "USER",
+];
 
 /// How long a started agent has until it listens.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -80,6 +94,12 @@ fn spawn() -> Result<(), Error> {
     let mut command = Command::new(paths::program().map_err(Error::Spawn)?);
     command
         .args(["agent", "--resident"])
+        .env_clear()
+        .envs(
+            ENVIRONMENT
+                .iter()
+                .filter_map(|name| Some((name, env::var_os(name)?))),
+        )
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(errors)

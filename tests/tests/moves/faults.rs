@@ -282,6 +282,30 @@ fn source_agent_killed() {
     }
 }
 
+/// A hook that finds no agent starts one, with the environment that podman has given it for that one move.
+#[test]
+fn an_agent_is_the_same_whoever_starts_it() {
+    let story = Story::up("starter");
+    let container = Container::new(How::Podman("crun"));
+    let (a, b) = (story.a(), story.b());
+    story.start(a, &container);
+    let ask = Cmd::new(["netmig-user", "recover"])
+        .env("CONTAINERS_CONF_OVERRIDE", "/no/such.conf")
+        .env("CONTAINERS_HELPER_BINARY_DIR", "/no/such");
+    for host in [a, b] {
+        let asked = host.exec(&ask).expect("an agent");
+        assert!(asked.status.success(), "{}", asked.errors());
+    }
+    let planned = a.exec(&story.command(a, &container).arg("--dry-run"));
+    let planned = planned.expect("a plan");
+    assert!(
+        planned.status.success(),
+        "{}{}",
+        planned.errors(),
+        planned.text()
+    );
+}
+
 #[test]
 fn target_agent_killed() {
     let faults = Faults::up("kill-target");

@@ -330,10 +330,9 @@ impl Story {
                 "900",
             ];
             if kind == "redis" {
-                args.extend(["--patience", &patience]);
-                if self.emulated {
-                    args.extend(["--every", "250"]);
-                }
+                // Without a pause between two requests the clients would leave nothing of the processors to the move.
+                let every = if self.emulated { "250" } else { "1" };
+                args.extend(["--patience", &patience, "--every", every]);
             }
             clients.push(Client {
                 args: args.into_iter().map(ToOwned::to_owned).collect(),

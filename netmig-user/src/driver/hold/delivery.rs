@@ -25,7 +25,7 @@ const PACE: Duration = Duration::from_millis(1);
 /// How often a packet is tried where the container's backlog is full, each time after [`PACE`].
 const TRIES: u32 = 100;
 
-/// Puts packets in, in the order in which they are given. Datagrams wait until the socket that they are for has room, and then keep their
+/// Puts packets in, in the order in which they are given. Datagrams wait until the socket that they are for has room ([`Delivery::go_on`]), and keep their
 /// order among themselves; nothing else waits for them.
 pub struct Delivery {
     injectors: HashMap<u16, Injector>,
@@ -71,7 +71,8 @@ impl Delivery {
         }
     }
 
-    /// Takes one packet; `own` if the gate that opens has redirected it.
+    /// Takes one packet; `own` if the gate that opens has redirected it. A datagram goes no further: there may be thousands of them, and who has asked
+    /// something over TCP waits for the answer.
     pub fn give(&mut self, link: u16, packet: Packet, own: bool) {
         let parsed = packet.parse();
         if parsed.protocol != Protocol::Udp {
@@ -83,7 +84,6 @@ impl Delivery {
             ends: parsed.datagram,
             own,
         });
-        self.go_on();
     }
 
     /// Delivers the datagrams that have room now. False if some must wait: to be called again after a millisecond.
