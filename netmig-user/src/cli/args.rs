@@ -333,6 +333,9 @@ pub struct NetDump {
     /// Where to write it; without, to standard output
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Write how long each part took (JSON, netmig.net-times/1) to a file
+    #[arg(long, value_name = "FILE")]
+    pub times: Option<PathBuf>,
 }
 
 /// Arguments of `net restore`.
@@ -353,6 +356,12 @@ pub struct NetRestore {
     /// Go on without packet filters that cannot be made here
     #[arg(long)]
     pub partial: bool,
+    /// Tell the segment, once, where the addresses are now
+    #[arg(long)]
+    pub announce: bool,
+    /// Write how long each part took (JSON, netmig.net-times/1) to a file
+    #[arg(long, value_name = "FILE")]
+    pub times: Option<PathBuf>,
 }
 
 /// Arguments of `net diff`.

@@ -14,6 +14,7 @@ use crate::net::{
     diff::{self, diff},
     document::Document,
     namespace,
+    times::Times,
 };
 
 /// Runs one of its verbs.
@@ -35,7 +36,8 @@ pub fn run(args: &args::Net) -> Result<ExitCode> {
 
 fn dump(args: &args::NetDump) -> Result<()> {
     let netns = namespace_at(&args.netns)?;
-    let found = Document::dump(&netns, args.connections)?;
+    let mut times = Times::default();
+    let found = Document::dump(&netns, args.connections, &mut times)?;
     for what in found
         .network
         .filters
@@ -52,7 +54,17 @@ fn dump(args: &args::NetDump) -> Result<()> {
         None => std::io::stdout()
             .write_all(text.as_bytes())
             .context("writing the document"),
-    }
+    }?;
+    write_times(args.times.as_deref(), &times)
+}
+
+fn write_times(file: Option<&Path>, times: &Times) -> Result<()> {
+    let Some(file) = file else {
+        return Ok(());
+    };
+    let mut text = serde_json::to_string_pretty(times)?;
+    text.push('\n');
+    fs::write(file, text).with_context(|| format!("writing {}", file.display()))
 }
 
 fn restore(args: &args::NetRestore) -> Result<ExitCode> {
@@ -88,11 +100,18 @@ fn restore(args: &args::NetRestore) -> Result<ExitCode> {
             ExitCode::from(REFUSED)
         });
     }
-    match wanted.restore(&netns, &args.attach, id) {
+    let mut times = Times::default();
+    match wanted.restore(&netns, &args.attach, id, &mut times) {
         Ok(created) => {
-            for text in &created.warnings {
+            let unheard = if args.announce {
+                wanted.announce(&created, &mut times)?
+            } else {
+                Vec::new()
+            };
+            for text in created.warnings.iter().chain(&unheard) {
                 eprintln!("note: {text}");
             }
+            write_times(args.times.as_deref(), &times)?;
             Ok(ExitCode::SUCCESS)
         }
         Err(crate::net::Error::Refused(why)) => {
@@ -140,7 +159,11 @@ const TROUBLE: u8 = 2;
 /// A document's file, or the namespace behind `netns:`.
 fn either(given: &str) -> Result<Document> {
     match given.strip_prefix("netns:") {
-        Some(netns) => Ok(Document::dump(&namespace_at(netns)?, false)?),
+        Some(netns) => Ok(Document::dump(
+            &namespace_at(netns)?,
+            false,
+            &mut Times::default(),
+        )?),
         None => read(Path::new(given)),
     }
 }

@@ -1,5 +1,8 @@
 //! Addresses: dump, and bringing a link's addresses to what the image says.
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use netmig_core::image::v1::net::{Address, Family, Prefix};
 
@@ -53,8 +56,8 @@ pub fn own() -> Result<Vec<IpAddr>, Error> {
     Ok(addresses.iter().map(|a| a.local.address).collect())
 }
 
-/// Whether duplicate address detection still holds an IPv6 address back.
-pub fn any_tentative(nl: &mut Netlink) -> Result<bool, Error> {
+/// Whether duplicate address detection still holds back an IPv6 address of one of these links. On one without carrier it does not begin.
+pub fn any_tentative(nl: &mut Netlink, links: &BTreeSet<u32>) -> Result<bool, Error> {
     // struct ifaddrmsg: family, prefixlen, flags, scope, index.
     let request = Message::new(&[af(Family::Inet6), 0, 0, 0, 0, 0, 0, 0]);
     let replies = nl
@@ -64,7 +67,8 @@ pub fn any_tentative(nl: &mut Netlink) -> Result<bool, Error> {
         let (header, _) = reply
             .split::<8>()
             .doing(|| "reading an address".to_owned())?;
-        if u32::from(header[2]) & libc::IFA_F_TENTATIVE != 0 {
+        let index = u32_at(&header, 4);
+        if u32::from(header[2]) & libc::IFA_F_TENTATIVE != 0 && links.contains(&index) {
             return Ok(true);
         }
     }

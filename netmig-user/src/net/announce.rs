@@ -68,6 +68,18 @@ pub fn announce(
             Err(e) => done.failed.push(e.to_string()),
         }
     }
+    rounds(&mut lines, limit, heard, &mut done);
+    // Who announces need not wait until the sockets are closed.
+    thread::spawn(move || drop(lines));
+    Ok(done)
+}
+
+fn rounds(
+    lines: &mut Vec<Line>,
+    limit: Duration,
+    heard: &mut dyn FnMut() -> bool,
+    done: &mut Announced,
+) {
     let until = Instant::now() + limit;
     let mut gap = FIRST_GAP;
     while !lines.is_empty() {
@@ -87,15 +99,14 @@ pub fn announce(
         while Instant::now() < next {
             if heard() {
                 done.heard = true;
-                return Ok(done);
+                return;
             }
             if Instant::now() >= until {
-                return Ok(done);
+                return;
             }
             thread::sleep(LOOK);
         }
     }
-    Ok(done)
 }
 
 /// A link and what is said on it.
@@ -107,7 +118,7 @@ struct Line {
 
 impl Line {
     fn open(link: &Link, mac: Mac, network: &Network) -> Result<Self, Error> {
-        let socket = PacketSocket::open(link.ifindex)
+        let socket = PacketSocket::sender(link.ifindex)
             .doing(|| format!("opening a packet socket on link {}", link.name))?;
         let addresses = || network.addresses_of(&link.name).map(|a| a.local.address);
         let forwarding = format!("ipv6/conf/{}/forwarding", link.name);

@@ -3,14 +3,14 @@ use std::path::Path;
 
 use netmig_core::{
     id::MoveId,
-    image::v1::net::{Link, LinkKind, Network},
+    image::v1::net::{Link, LinkKind, Network, Way},
     proto::Attach,
 };
 
 use super::{
     Error, filter, hostfilter,
     link::{self, Seen},
-    namespace, open, qdisc, topology,
+    namespace, nexthop, open, qdisc, topology,
     uapi::{IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING},
 };
 use crate::sys::netns::within;
@@ -105,6 +105,15 @@ fn kind(wanted: &Link, found: &mut Found) {
         LinkKind::Ipvlan { .. } | LinkKind::Other(_) => true,
         _ => false,
     };
+    if matches!(&wanted.kind, LinkKind::Virtual { kind, .. } if kind == "tun")
+        && !link::tun::possible()
+    {
+        found.objections.push(format!(
+            "link {} is a tun device, and this host has no {}; load the module (modprobe tun)",
+            wanted.name,
+            link::tun::DEVICE
+        ));
+    }
     if unknown {
         found.objections.push(format!(
             "link {} is a {} device, which cannot be made here; remove it from the container",
@@ -213,6 +222,14 @@ fn dangling(network: &Network, found: &mut Found) {
     for address in &network.addresses {
         need(format!("address {}", address.local), &address.link);
     }
+    for object in &network.nexthops {
+        if let Way::Single {
+            link: Some(link), ..
+        } = &object.way
+        {
+            need(format!("next hop object {object}"), link);
+        }
+    }
     for route in &network.routes {
         for hop in &route.next_hops {
             if let Some(link) = &hop.link {
@@ -223,6 +240,26 @@ fn dangling(network: &Network, found: &mut Found) {
     for neighbour in &network.neighbours {
         if let Some(link) = &neighbour.link {
             need(format!("neighbour {}", neighbour.address), link);
+        }
+    }
+    let ids = nexthop::ids(&network.nexthops);
+    let mut need = |what: String, id: u32| {
+        if !ids.contains(&id) {
+            found.objections.push(format!(
+                "{what} needs next hop object {id}, which the container does not have"
+            ));
+        }
+    };
+    for object in &network.nexthops {
+        if let Way::Group { members, .. } = &object.way {
+            for (id, _) in members {
+                need(format!("next hop object {object}"), *id);
+            }
+        }
+    }
+    for route in &network.routes {
+        if let Some(id) = route.nexthop {
+            need(format!("route {route}"), id);
         }
     }
 }

@@ -74,6 +74,13 @@ pub fn diff(
         &after.addresses,
         |a| (format!("{} of {}", a.local, a.link), true),
     )?;
+    list(
+        &mut all,
+        "nexthops",
+        &before.nexthops,
+        &after.nexthops,
+        |object| (object.id.to_string(), true),
+    )?;
     list(&mut all, "routes", &before.routes, &after.routes, |r| {
         (r.to_string(), false)
     })?;

@@ -1,5 +1,5 @@
 //! A network as a JSON document, for people and programs: `netmig.net/1`.
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use netmig_core::{
     id::MoveId,
@@ -10,9 +10,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Created, Error,
+    Created, Error, announce,
     conntrack::{self, Present},
-    create, snapshot, topology,
+    create::create_timed,
+    snapshot::{snapshot_timed, tracked},
+    times::Times,
+    topology,
 };
 use crate::sys::netns::within;
 
@@ -59,11 +62,11 @@ pub enum BadDocument {
 }
 
 impl Document {
-    /// Reads the network of the namespace at `netns`, and what it tracks if `connections`.
+    /// Reads the network of the namespace at `netns`, and what it tracks if `connections`; `times` says how long each part took.
     ///
     /// # Errors
     /// If the namespace cannot be entered, or one of its tables not be read.
-    pub fn dump(netns: &Path, connections: bool) -> Result<Self, Error> {
+    pub fn dump(netns: &Path, connections: bool, times: &mut Times) -> Result<Self, Error> {
         let attach = topology::links(netns)?
             .iter()
             .filter_map(|link| {
@@ -73,15 +76,16 @@ impl Document {
                 })
             })
             .collect();
+        let (network, connections) = if connections {
+            tracked(netns, times)?
+        } else {
+            (snapshot_timed(netns, times)?, Vec::new())
+        };
         Ok(Self {
             schema: SCHEMA.to_owned(),
             attach,
-            network: snapshot(netns)?,
-            connections: if connections {
-                within(netns, conntrack::dump)?
-            } else {
-                Vec::new()
-            },
+            network,
+            connections,
         })
     }
 
@@ -109,18 +113,39 @@ impl Document {
     }
 
     /// Makes the network in the namespace at `netns`, which is made too if it is not there. Links are attached as `attach` says, others as
-    /// the document says. Their ends on the host carry `tag` in their names.
+    /// the document says. Their ends on the host carry `tag` in their names. `times` says how long each part took.
     ///
     /// # Errors
     /// [`Error::Refused`] before anything is made; else the step that failed, everything having been undone.
-    pub fn restore(&self, netns: &Path, attach: &[Attach], tag: MoveId) -> Result<Created, Error> {
+    pub fn restore(
+        &self,
+        netns: &Path,
+        attach: &[Attach],
+        tag: MoveId,
+        times: &mut Times,
+    ) -> Result<Created, Error> {
         let attach = self.attached(attach);
-        let mut created = create(netns, &self.network, &attach, tag, &mut |_| Ok(()))?;
-        let failed = within(netns, || {
-            conntrack::insert(&self.connections, Present::Replace)
+        let mut created = create_timed(netns, &self.network, &attach, tag, &mut |_| Ok(()), times)?;
+        let failed = times.part("connections", || {
+            within(netns, || {
+                conntrack::insert(&self.connections, Present::Replace)
+            })
         })?;
         created.warnings.extend(failed);
         Ok(created)
+    }
+
+    /// Tells the segments of what [`Document::restore`] has made where its addresses are now, once. What could not be told, in words.
+    ///
+    /// # Errors
+    /// If the namespace cannot be entered.
+    pub fn announce(&self, created: &Created, times: &mut Times) -> Result<Vec<String>, Error> {
+        let once = Duration::ZERO;
+        let (netns, links) = (&created.netns, &created.links);
+        let told = times.part("announcement", || {
+            announce(netns, links, &self.network, once, &mut || false)
+        })?;
+        Ok(told.failed)
     }
 
     /// What speaks against a restore, without making anything.

@@ -1,6 +1,6 @@
 //! The container's network: snapshot, creation behind a closed gate, announcement, removal.
 //!
-//! One file a kind of object, reading and writing side by side ([`link`], [`addr`], [`route`], [`rule`], [`neigh`], [`sysctl`], [`qdisc`]), over one
+//! One file a kind of object, reading and writing side by side ([`link`], [`addr`], [`nexthop`], [`route`], [`rule`], [`neigh`], [`sysctl`], [`qdisc`]), over one
 //! small netlink socket ([`netlink`]); packet filters ([`filter`]) by their own tools. What is not the container's own but the host's (bridges, parents, uplinks) is in [`mod@topology`].
 //!
 //! The order of [`create()`] is what keeps the segment silent: links are made down, the caller attaches the gate, only then do they come up.
@@ -20,6 +20,7 @@ pub mod membership;
 pub mod namespace;
 pub mod neigh;
 pub mod netlink;
+pub mod nexthop;
 pub mod packet;
 pub mod probe;
 pub mod qdisc;
@@ -30,7 +31,9 @@ pub mod snapshot;
 mod stand_in;
 pub mod stray;
 pub mod sysctl;
+pub mod times;
 pub mod topology;
+pub mod traffic;
 mod txqueue;
 mod uapi;
 

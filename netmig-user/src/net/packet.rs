@@ -6,20 +6,33 @@ use std::{
 };
 
 const ETH_P_ALL: u16 = 3;
+/// Of a packet socket: it receives nothing, and sends what a frame's own header says.
+const NOTHING: u16 = 0;
 
 /// Sends and receives whole frames on one device of the namespace of the thread that opened it.
+///
+/// Closing it waits for an RCU grace period, some milliseconds to some dozens (packet_release()).
 pub struct PacketSocket(OwnedFd);
 
 impl PacketSocket {
-    /// Opens one on the device of that index.
+    /// Opens one on the device of that index, to send and to receive.
     pub fn open(ifindex: u32) -> io::Result<Self> {
-        let protocol = ETH_P_ALL.to_be();
+        Self::bound(ifindex, ETH_P_ALL)
+    }
+
+    /// Opens one on the device of that index, to send alone.
+    pub fn sender(ifindex: u32) -> io::Result<Self> {
+        Self::bound(ifindex, NOTHING)
+    }
+
+    fn bound(ifindex: u32, protocol: u16) -> io::Result<Self> {
+        // Made with a protocol it would receive from all devices at once, and bind() would wait for a grace period (packet_do_bind()).
         // SAFETY: socket() takes no pointers.
         let fd = unsafe {
             libc::socket(
                 libc::AF_PACKET,
                 libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
-                protocol.into(),
+                NOTHING.into(),
             )
         };
         if fd < 0 {
@@ -30,7 +43,7 @@ impl PacketSocket {
         // SAFETY: sockaddr_ll is plain numbers, for which zeros are valid.
         let mut at: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         at.sll_family = libc::AF_PACKET as u16;
-        at.sll_protocol = protocol;
+        at.sll_protocol = protocol.to_be();
         at.sll_ifindex =
             i32::try_from(ifindex).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         // SAFETY: `at` is a sockaddr_ll of the length given, and lives through the call.

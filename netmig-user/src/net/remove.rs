@@ -160,7 +160,7 @@ fn bring_back(
     left.extend(sysctl::set_whole(&created.sysctls_before).err());
     left.extend(sysctl::set_link(&created.sysctls_before, "lo").err());
     left.extend(addr::converge(nl, &names, &indices, &before.addresses).err());
-    left.extend(route::converge(nl, &names, &indices, &before.routes).err());
+    left.extend(route::converge(nl, &names, &indices, &before.nexthops, &before.routes).err());
     left.extend(rule::converge(nl, &before.rules).err());
     left.extend(neigh::converge(nl, &names, &indices, &before.neighbours).err());
     left.extend(qdisc::converge(nl, &names, &indices, &before.shaping));

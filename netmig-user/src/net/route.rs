@@ -1,12 +1,15 @@
-//! Routes of all tables: dump, and bringing a namespace to the image's.
-use std::collections::HashMap;
+//! Routes of all tables: dump, and bringing a namespace to the image's, with the next hop objects that they name.
+use std::collections::{BTreeSet, HashMap};
 
-use netmig_core::image::v1::net::{Family, Metric, MetricValue, NextHop, Prefix, Route};
+use netmig_core::image::v1::net::{
+    Family, Metric, MetricValue, NextHop, NextHopObject, Prefix, Route, Way,
+};
 
 use super::{
     Doing, Error,
     attr::{self, Attr, Attrs, Message, af, u16_at, u32_at, unspecified},
     netlink::{self, Netlink, Reply},
+    nexthop,
     uapi::*,
 };
 
@@ -14,10 +17,13 @@ use super::{
 const TICKS: u32 = 100;
 
 /// All routes, sorted, and what of them cannot be carried. Routes of the local table that the kernel makes for each address are left out.
+/// Those that name a next hop object of `objects` name it; others are spelled out.
 pub fn dump(
     nl: &mut Netlink,
     names: &HashMap<u32, String>,
+    objects: &[NextHopObject],
 ) -> Result<(Vec<Route>, Vec<String>), Error> {
+    let carried = nexthop::ids(objects);
     let mut all = Vec::new();
     let mut lost = Vec::new();
     for wanted in [Family::Inet, Family::Inet6] {
@@ -28,7 +34,8 @@ pub fn dump(
             .doing(|| format!("reading the routes of {wanted:?}"))?;
         for reply in &replies {
             all.extend(
-                parse(reply, wanted, names, &mut lost).doing(|| "reading a route".to_owned())?,
+                parse(reply, wanted, names, &carried, &mut lost)
+                    .doing(|| "reading a route".to_owned())?,
             );
         }
     }
@@ -63,15 +70,20 @@ fn key(route: &Route) -> (Family, u32, Prefix, u8, u32) {
     )
 }
 
-/// Makes the routes of the namespace those of `wanted`. Routes of the kernel that are there already stay; those which it made and the
-/// image lacks (the container removed them) go.
+/// Makes the next hop objects and routes of the namespace those of `objects` and `wanted`. Routes of the kernel that are there already stay;
+/// those which it made and the image lacks (the container removed them) go.
 pub fn converge(
     nl: &mut Netlink,
     names: &HashMap<u32, String>,
     indices: &HashMap<String, u32>,
+    objects: &[NextHopObject],
     wanted: &[Route],
 ) -> Result<(), Error> {
-    let (existing, _) = dump(nl, names)?;
+    let (there, _) = nexthop::dump(nl, names)?;
+    for object in there.iter().filter(|t| !objects.contains(t)) {
+        nexthop::delete(nl, object).doing(|| format!("removing next hop object {object}"))?;
+    }
+    let (existing, _) = dump(nl, names, objects)?;
     for route in existing
         .iter()
         .filter(|e| !wanted.iter().any(|w| same(e, w)))
@@ -81,23 +93,33 @@ pub fn converge(
             other => other.doing(|| format!("removing route {route}"))?,
         }
     }
-    let mut missing: Vec<_> = wanted
+    let absent = objects.iter().filter(|o| !there.contains(o));
+    let routes = wanted
         .iter()
-        .filter(|w| !existing.iter().any(|e| same(e, w)))
+        .filter(|w| !existing.iter().any(|e| same(e, w)));
+    let mut missing: Vec<_> = absent
+        .map(Missing::Object)
+        .chain(routes.map(Missing::Route))
         .collect();
-    // A gateway must be reachable by then: those without one first, and round again while that helps.
-    missing.sort_by_key(|r| r.next_hops.iter().any(|h| h.gateway.is_some()));
+    // A gateway must be reachable by then, and an object be there: those without one first, and round again while that helps.
+    missing.sort_by_key(Missing::leans);
     while !missing.is_empty() {
         let before = missing.len();
         let mut failed: Option<Error> = None;
         let mut again = Vec::new();
-        for route in missing {
-            if let Err(cause) = add(nl, route, indices)? {
-                failed.get_or_insert(Error::Netlink {
-                    what: format!("adding route {route}"),
-                    cause,
-                });
-                again.push(route);
+        for one in missing {
+            let (what, added) = match one {
+                Missing::Object(object) => (
+                    format!("adding next hop object {object}"),
+                    nexthop::add(nl, object, indices)?,
+                ),
+                Missing::Route(route) => {
+                    (format!("adding route {route}"), add(nl, route, indices)?)
+                }
+            };
+            if let Err(cause) = added {
+                failed.get_or_insert(Error::Netlink { what, cause });
+                again.push(one);
             }
         }
         missing = again;
@@ -105,7 +127,26 @@ pub fn converge(
             return Err(failed);
         }
     }
-    reorder(nl, names, indices, wanted)
+    reorder(nl, names, indices, objects, wanted)
+}
+
+/// What is to be made.
+#[derive(Clone, Copy)]
+enum Missing<'a> {
+    Object(&'a NextHopObject),
+    Route(&'a Route),
+}
+
+impl Missing<'_> {
+    /// On how much of the rest it leans.
+    fn leans(&self) -> u8 {
+        match self {
+            Self::Object(object) if matches!(object.way, Way::Group { .. }) => 2,
+            Self::Object(_) => 1,
+            Self::Route(route) if route.nexthop.is_some() => 3,
+            Self::Route(route) => u8::from(route.next_hops.iter().any(|h| h.gateway.is_some())),
+        }
+    }
 }
 
 /// But for a lifetime that counts down.
@@ -123,6 +164,7 @@ fn reorder(
     nl: &mut Netlink,
     names: &HashMap<u32, String>,
     indices: &HashMap<String, u32>,
+    objects: &[NextHopObject],
     wanted: &[Route],
 ) -> Result<(), Error> {
     let mut sorted: Vec<_> = wanted.iter().collect();
@@ -135,7 +177,7 @@ fn reorder(
     if groups().next().is_none() {
         return Ok(());
     }
-    let (existing, _) = dump(nl, names)?;
+    let (existing, _) = dump(nl, names, objects)?;
     for group in groups() {
         let now: Vec<_> = existing
             .iter()
@@ -218,7 +260,9 @@ fn message(route: &Route, indices: &HashMap<String, u32>) -> Result<Message, Err
         .maybe(route.prefsrc, |m, ip| m.ip(RTA_PREFSRC, ip))
         .maybe(route.preference, |m, v| m.u8(RTA_PREF, v))
         .maybe(route.expires, |m, v| m.u32(RTA_EXPIRES, v));
-    if let Some(hop) = single {
+    if let Some(id) = route.nexthop {
+        request = request.u32(RTA_NH_ID, id);
+    } else if let Some(hop) = single {
         let oif = hop.link.as_deref().map(index).transpose()?;
         request = way(
             request.maybe(oif, |m, oif| m.u32(RTA_OIF, oif)),
@@ -277,6 +321,7 @@ fn parse(
     reply: &Reply,
     family: Family,
     names: &HashMap<u32, String>,
+    carried: &BTreeSet<u32>,
     lost: &mut Vec<String>,
 ) -> Result<Option<Route>, netlink::Error> {
     let (header, attrs) = reply.split::<12>()?;
@@ -310,6 +355,7 @@ fn parse(
         expires: None,
         metrics: Vec::new(),
         next_hops: Vec::new(),
+        nexthop: None,
     };
     let mut strange = Vec::new();
     let mut single = NextHop {
@@ -339,6 +385,7 @@ fn parse(
             }
             RTA_METRICS => route.metrics = metrics(attr.nested())?,
             RTA_MULTIPATH => route.next_hops = next_hops(attr.value, names, &mut strange)?,
+            RTA_NH_ID => route.nexthop = Some(attr.u32()?),
             RTA_OIF => single.link = names.get(&attr.u32()?).cloned(),
             RTA_PAD | RTA_CACHEINFO => {}
             _ => hop_attr(attr, &mut single, &mut strange)?,
@@ -351,6 +398,21 @@ fn parse(
     }
     if route.next_hops.is_empty() && (single.link.is_some() || single.gateway.is_some()) {
         route.next_hops.push(single);
+    }
+    match route.nexthop {
+        // nexthop_compat_mode: the kernel spells it out besides.
+        Some(id) if carried.contains(&id) => route.next_hops.clear(),
+        Some(id) => {
+            if route.next_hops.is_empty() {
+                lost.push(format!(
+                    "route {route}: next hop object {id} is not carried"
+                ));
+                return Ok(None);
+            }
+            route.nexthop = None;
+            strange.push("its next hop object is spelled out".to_owned());
+        }
+        None => {}
     }
     lost.extend(strange.iter().map(|what| format!("route {route}: {what}")));
     Ok(Some(route))
@@ -373,7 +435,6 @@ fn hop_attr(
             )
         }
         RTA_FLOW => hop.realm = Some(attr.u32()?),
-        RTA_NH_ID => strange.push("its nexthop object is spelled out".to_owned()),
         RTA_ENCAP => strange.push("its encapsulation is not carried".to_owned()),
         RTA_ENCAP_TYPE => {}
         kind => strange.push(format!("attribute {kind} is unknown and not carried")),

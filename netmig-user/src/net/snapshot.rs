@@ -1,9 +1,18 @@
 //! The whole network of a namespace as it is now.
 use std::path::Path;
 
-use netmig_core::image::v1::net::{LinkKind, Network};
+use netmig_core::image::v1::{
+    conntrack::Connection,
+    net::{LinkKind, Network},
+};
 
-use super::{Error, addr, filter, link, neigh, open, qdisc, route, rule, sysctl};
+use super::{
+    Error, addr, conntrack,
+    filter::{self, Filters},
+    link, neigh, nexthop, open, qdisc, route, rule, sysctl,
+    times::Times,
+    traffic,
+};
 use crate::sys::netns::within;
 
 /// Reads the network of the namespace at `netns`.
@@ -11,23 +20,48 @@ use crate::sys::netns::within;
 /// # Errors
 /// If the namespace cannot be entered or one of its tables not be read.
 pub fn snapshot(netns: &Path) -> Result<Network, Error> {
-    within(netns, here)
+    snapshot_timed(netns, &mut Times::default())
+}
+
+/// As [`snapshot()`]; says how long each part took.
+pub(super) fn snapshot_timed(netns: &Path, times: &mut Times) -> Result<Network, Error> {
+    within(netns, || here(times))
+}
+
+/// As [`snapshot_timed`], and what the namespace tracks.
+pub(super) fn tracked(
+    netns: &Path,
+    times: &mut Times,
+) -> Result<(Network, Vec<Connection>), Error> {
+    let network = within(netns, || unfiltered(times))?;
+    let (filters, connections) = traffic::of(netns, times)?;
+    Ok((Network { filters, ..network }, connections))
 }
 
 /// Reads the network of the calling thread's namespace.
-pub(super) fn here() -> Result<Network, Error> {
+pub(super) fn here(times: &mut Times) -> Result<Network, Error> {
+    let network = unfiltered(times)?;
+    let filters = times.part("filters", filter::dump)?;
+    Ok(Network { filters, ..network })
+}
+
+/// All but the packet filters.
+fn unfiltered(times: &mut Times) -> Result<Network, Error> {
     let mut nl = open()?;
-    let seen: Vec<_> = link::dump(&mut nl)?
+    let seen: Vec<_> = times
+        .part("links", || link::dump(&mut nl))?
         .into_iter()
         .filter(|l| !l.is_fallback())
         .collect();
     let names = link::names(&seen);
-    let (addresses, mut not_carried) = addr::dump(&mut nl, &names)?;
-    let (routes, lost) = route::dump(&mut nl, &names)?;
+    let (addresses, mut not_carried) = times.part("addresses", || addr::dump(&mut nl, &names))?;
+    let (nexthops, lost) = times.part("routes", || nexthop::dump(&mut nl, &names))?;
     not_carried.extend(lost);
-    let (rules, lost) = rule::dump(&mut nl)?;
+    let (routes, lost) = times.part("routes", || route::dump(&mut nl, &names, &nexthops))?;
     not_carried.extend(lost);
-    let neighbours = neigh::dump(&mut nl, &names)?;
+    let (rules, lost) = times.part("rules", || rule::dump(&mut nl))?;
+    not_carried.extend(lost);
+    let neighbours = times.part("neighbours", || neigh::dump(&mut nl, &names))?;
     let links: Vec<_> = seen.iter().map(|l| l.image(&names)).collect();
     for strange in links
         .iter()
@@ -38,19 +72,20 @@ pub(super) fn here() -> Result<Network, Error> {
             strange.name, strange.kind
         ));
     }
-    let (shaping, lost) = qdisc::dump(&mut nl, &names)?;
+    let (shaping, lost) = times.part("shaping", || qdisc::dump(&mut nl, &names))?;
     not_carried.extend(lost);
-    let sysctls = sysctl::carried()?;
-    let filters = filter::dump()?;
+    not_carried.extend(times.part("expectations", conntrack::expected)?);
+    let sysctls = times.part("sysctls", sysctl::carried)?;
     Ok(Network {
         links,
         addresses,
+        nexthops,
         routes,
         rules,
         neighbours,
         sysctls,
         shaping,
-        filters,
+        filters: Filters::default(),
         not_carried,
     })
 }

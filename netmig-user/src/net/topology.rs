@@ -23,7 +23,7 @@ use super::{
     link::{self, Seen},
     namespace,
     netlink::Netlink,
-    open, route, sysctl,
+    nexthop, open, route, sysctl,
 };
 use crate::sys::netns::within;
 
@@ -159,9 +159,11 @@ pub fn topology(netns: &Path) -> Result<Topology, Error> {
         let mut nl = open()?;
         let names = link::names(&link::dump(&mut nl)?);
         let (addresses, _) = addr::dump(&mut nl, &names)?;
-        let (routes, _) = route::dump(&mut nl, &names)?;
+        let (nexthops, _) = nexthop::dump(&mut nl, &names)?;
+        let (routes, _) = route::dump(&mut nl, &names, &nexthops)?;
         Ok::<_, Error>(Network {
             addresses,
+            nexthops,
             routes,
             ..Network::default()
         })
@@ -299,8 +301,14 @@ fn bridged(
     }
     let gateways = || {
         let hops = network.routes.iter().flat_map(|r| &r.next_hops);
-        hops.filter(|h| h.link.as_deref() == Some(name))
-            .filter_map(|h| h.gateway)
+        let objects = network.nexthops.iter().map(|object| match &object.way {
+            net::Way::Single { link, gateway, .. } => (link.as_deref(), *gateway),
+            _ => (None, None),
+        });
+        hops.map(|h| (h.link.as_deref(), h.gateway))
+            .chain(objects)
+            .filter(|(link, _)| *link == Some(name))
+            .filter_map(|(_, gateway)| gateway)
             .collect::<BTreeSet<IpAddr>>()
     };
     for gateway in gateways() {

@@ -1,4 +1,4 @@
-//! Numbers of rtnetlink that the libc crate lacks, from the kernel's include/uapi/linux/{if_link,rtnetlink,fib_rules,if_addr,neighbour,net_namespace}.h.
+//! Numbers of rtnetlink that the libc crate lacks, from the kernel's include/uapi/linux/{if_link,if_tun,nexthop,rtnetlink,fib_rules,if_addr,neighbour,net_namespace}.h.
 
 pub const IFLA_ADDRESS: u16 = 1;
 pub const IFLA_IFNAME: u16 = 3;
@@ -26,6 +26,14 @@ pub const IFLA_MACVLAN_MODE: u16 = 1;
 pub const IFLA_MACVLAN_FLAGS: u16 = 2;
 pub const IFLA_IPVLAN_MODE: u16 = 1;
 pub const IFLA_IPVLAN_FLAGS: u16 = 2;
+pub const IFLA_CARRIER: u16 = 33;
+pub const IFLA_TUN_OWNER: u16 = 1;
+pub const IFLA_TUN_GROUP: u16 = 2;
+pub const IFLA_TUN_TYPE: u16 = 3;
+pub const IFLA_TUN_PI: u16 = 4;
+pub const IFLA_TUN_VNET_HDR: u16 = 5;
+pub const IFLA_TUN_PERSIST: u16 = 6;
+pub const IFLA_TUN_MULTI_QUEUE: u16 = 7;
 pub const IFLA_VLAN_FLAGS: u16 = 2;
 /// REORDER_HDR, GVRP, LOOSE_BINDING, MVRP, BRIDGE_BINDING.
 pub const VLAN_FLAGS: u32 = 0x1f;
@@ -82,6 +90,28 @@ pub const RTN_UNICAST: u8 = 1;
 pub const RT_TABLE_LOCAL: u32 = 255;
 pub const RTNL_FAMILY_IPMR: u8 = 128;
 pub const RTNL_FAMILY_IP6MR: u8 = 129;
+
+pub const RTM_NEWNEXTHOP: u16 = 104;
+pub const RTM_DELNEXTHOP: u16 = 105;
+pub const RTM_GETNEXTHOP: u16 = 106;
+pub const NHA_ID: u16 = 1;
+pub const NHA_GROUP: u16 = 2;
+pub const NHA_GROUP_TYPE: u16 = 3;
+pub const NHA_BLACKHOLE: u16 = 4;
+pub const NHA_OIF: u16 = 5;
+pub const NHA_GATEWAY: u16 = 6;
+pub const NHA_ENCAP_TYPE: u16 = 7;
+pub const NHA_ENCAP: u16 = 8;
+pub const NHA_FDB: u16 = 11;
+pub const NHA_RES_GROUP: u16 = 12;
+pub const NHA_OP_FLAGS: u16 = 14;
+pub const NHA_HW_STATS_ENABLE: u16 = 16;
+pub const NHA_HW_STATS_USED: u16 = 17;
+pub const NHA_RES_GROUP_BUCKETS: u16 = 1;
+pub const NHA_RES_GROUP_IDLE_TIMER: u16 = 2;
+pub const NHA_RES_GROUP_UNBALANCED_TIMER: u16 = 3;
+pub const NEXTHOP_GRP_TYPE_MPATH: u16 = 0;
+pub const NEXTHOP_GRP_TYPE_RES: u16 = 1;
 
 pub const FRA_DST: u16 = 1;
 pub const FRA_SRC: u16 = 2;

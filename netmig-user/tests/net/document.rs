@@ -105,6 +105,52 @@ fn dump_restore_dump_diff() {
 }
 
 #[test]
+fn a_restored_network_is_announced_and_each_part_timed() {
+    world(|| {
+        segment(&["a", "b", "peer"]);
+        container("a", "src", "02:00:00:00:00:10");
+        sh(
+            "ip -n src addr add 192.0.2.10/24 dev eth0; ip -n peer addr add 192.0.2.99/24 dev br0
+            ip -n peer neigh add 192.0.2.10 lladdr 02:00:00:00:00:66 dev br0 nud stale",
+        );
+        let run = |host: &str, line: &str| {
+            let words: Vec<_> = line.split(' ').collect();
+            assert_eq!(on(host, || told(&net(&words))), (Some(0), String::new()));
+        };
+        run(
+            "a",
+            "dump --netns src --connections --out /run/one --times /run/read",
+        );
+        sh("ip netns del src");
+        run(
+            "b",
+            "restore /run/one --netns dst --announce --times /run/made",
+        );
+        let neighbour = sh("ip -n peer neigh show 192.0.2.10");
+        assert!(neighbour.contains("02:00:00:00:00:10"), "{neighbour}");
+        let parts = |file: &str| -> Vec<String> {
+            let times: serde_json::Value =
+                serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+            assert_eq!(times["schema"], "netmig.net-times/1");
+            let parts = times["parts"].as_array().unwrap();
+            let named = |part: &serde_json::Value| {
+                assert!(part["ms"].as_f64().unwrap() > 0.0, "{part}");
+                part["what"].as_str().unwrap().to_owned()
+            };
+            parts.iter().map(named).collect()
+        };
+        let (read, made) = (parts("/run/read"), parts("/run/made"));
+        for part in ["links", "addresses", "routes", "filters", "connections"] {
+            assert!(
+                read.iter().any(|p| p == part) && made.iter().any(|p| p == part),
+                "{part}: {read:?}, {made:?}"
+            );
+        }
+        assert_eq!(made.last().map(String::as_str), Some("announcement"));
+    });
+}
+
+#[test]
 fn bad_input_says_what_where_and_what_to_do() {
     world(|| {
         segment(&["a"]);

@@ -1,5 +1,5 @@
 //! Random addresses, routes, rules and packet filters survive the round trip.
-use std::{collections::BTreeSet, fs};
+use std::{cell::Cell, collections::BTreeSet, fs};
 
 use netmig_user::net;
 use proptest::{
@@ -265,11 +265,28 @@ fn configurations() {
             failure_persistence: None,
             ..Config::default()
         });
+        let made = Cell::new(0);
         let result = runner.run(&script(), |lines| {
             container("a", "src", "02:00:00:00:00:10");
-            fs::write("/run/batch", lines.join("\n") + "\n").unwrap();
-            sh("ip -n src -force -batch /run/batch 2>/dev/null || true");
+            // A batch takes no options in its lines.
+            for (file, family) in [("/run/batch4", "-4"), ("/run/batch6", "-6")] {
+                let ours = lines
+                    .iter()
+                    .filter(|l| l.starts_with("-6 ") == (family == "-6"));
+                let batch: String = ours
+                    .map(|l| format!("{}\n", l.trim_start_matches("-6 ")))
+                    .collect();
+                fs::write(file, batch).unwrap();
+                sh(&format!(
+                    "ip {family} -n src -force -batch {file} 2>/dev/null || true"
+                ));
+            }
             let image = net::snapshot(&ns("src")).unwrap();
+            let sixes = image
+                .addresses_of("eth0")
+                .filter(|a| a.local.address.is_ipv6());
+            // The link-local one is there by itself.
+            made.set(made.get() + sixes.count().saturating_sub(1));
             let created = on("b", || {
                 net::create(&ns("dst"), &image, &attach(), MOVE, &mut |_| Ok(()))
             });
@@ -282,5 +299,6 @@ fn configurations() {
             Ok(())
         });
         result.unwrap();
+        assert!(made.get() > 20, "{} addresses of IPv6 in all", made.get());
     });
 }

@@ -33,6 +33,23 @@ pub const FIXTURE: &str = "
     ip -6 route add 2001:db8:a::/48 nexthop via 2001:db8::2 dev eth0 nexthop via 2001:db8::3 dev eth0 weight 2
     ip -6 route add prohibit 2001:db8:b::/48
     ip -6 route add 2001:db8:c::/48 from 2001:db8::/64 dev eth0 table 100
+    ip nexthop add id 11 via 192.0.2.4 dev eth0 proto 99
+    ip nexthop add id 12 via 192.0.2.5 dev eth0
+    ip nexthop add id 13 via 10.9.0.1 dev eth0 onlink
+    ip nexthop add id 14 blackhole
+    ip nexthop add id 15 dev eth0
+    ip nexthop add id 5 group 11,3/12
+    ip nexthop add id 6 group 12/13 type resilient buckets 32 idle_timer 60 unbalanced_timer 300
+    ip -6 nexthop add id 16 via fe80::9 dev eth0
+    ip -6 nexthop add id 17 via 2001:db8::5 dev eth0
+    ip nexthop add id 7 group 16/17
+    ip route add 198.18.0.0/16 nhid 5 metric 7
+    ip route add 198.19.0.0/16 nhid 6 table 100
+    ip route add 198.19.1.0/24 nhid 11
+    ip route add 198.19.2.0/24 nhid 14
+    ip route add 198.19.3.0/24 nhid 15
+    ip -6 route add 2001:db8:d::/48 nhid 7
+    ip -6 route add 2001:db8:e::/48 nhid 17 metric 3
     ip rule add priority 50 from 192.0.2.11 lookup 100
     ip rule add priority 50 from 192.0.2.11 lookup 200
     ip rule add priority 60 not fwmark 0x10/0xff iif eth0 table 200 suppress_prefixlength 0 protocol 4
@@ -305,7 +322,8 @@ fn a_container_with_everything() {
         on("src", || sh(FIXTURE));
         let image = net::snapshot(&ns("src")).unwrap();
         assert!(
-            image.routes.len() > 15
+            image.routes.len() > 20
+                && image.nexthops.len() == 10
                 && image.rules.len() > 8
                 && image.sysctls.iter().filter(|s| !s.inherited).count() > 10,
             "{image:#?}"
@@ -333,6 +351,10 @@ const INSIDE: &str = "
     ip link add tags type ifb 2>/dev/null && ip link set tags up
     ip link add link eth0 name eth0.5 type vlan id 5 egress-qos-map 1:2 2>/dev/null && ip link set eth0.5 up && ip addr add 10.5.0.1/24 dev eth0.5
     ip link add link eth0.5 name q type vlan id 6 2>/dev/null || true
+    ip tuntap add dev tap7 mode tap user 1000 group 1001 multi_queue vnet_hdr
+    ip link set tap7 address 02:00:00:00:02:0b mtu 1400 master br7 up
+    ip tuntap add dev tun7 mode tun pi; ip link set tun7 txqueuelen 77 up; ip addr add 10.8.0.1 peer 10.8.0.2/32 dev tun7
+    ip -6 addr add 2001:db8:8::1/64 dev tun7 nodad; ip route add 10.80.0.0/16 dev tun7
     ip link add d0 address 02:00:00:00:02:0a type dummy 2>/dev/null && ip link set d0 up
     ip link add red type vrf table 99 2>/dev/null && ip link set red up
     true";
@@ -478,6 +500,7 @@ pub fn same(expected: &Network, found: &Network) {
     let (expected, found) = (plain(expected), plain(found));
     assert_eq!(expected.links, found.links);
     assert_eq!(expected.addresses, found.addresses);
+    assert_eq!(expected.nexthops, found.nexthops);
     assert_eq!(expected.routes, found.routes);
     assert_eq!(expected.rules, found.rules);
     assert_eq!(expected.neighbours, found.neighbours);

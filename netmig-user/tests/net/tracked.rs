@@ -5,9 +5,12 @@ use std::{
 };
 
 use netmig_core::image::v1::conntrack::{Adjustment, Connection, Key};
-use netmig_user::net::conntrack::{Present, dump, forget, insert, passing};
+use netmig_user::net::{
+    self,
+    conntrack::{Present, dump, forget, insert, passing},
+};
 
-use crate::world::{container, on, segment, sh, world};
+use crate::world::{MOVE, attach, container, ns, on, segment, sh, world};
 
 /// Everything that an entry can have; conntrack makes what no traffic would show.
 const ENTRIES: &str = "
@@ -18,6 +21,93 @@ const ENTRIES: &str = "
     c -p tcp -s 10.0.0.1 -d 10.0.0.2 --sport 1003 --dport 80 --state ESTABLISHED -t 300 -g 192.0.2.2:8080
     c -p udp -s 10.0.0.1 -d 10.0.0.2 --sport 53 --dport 5353 -t 100 -u SEEN_REPLY -w 9
     c -p icmp -s 10.0.0.1 -d 10.0.0.2 --icmp-type 8 --icmp-code 0 --icmp-id 77 -t 20";
+
+#[test]
+fn what_is_remembered_of_the_traffic_comes_along_and_nothing_else() {
+    world(|| {
+        segment(&["a", "b"]);
+        container("a", "src", "02:00:00:00:00:10");
+        sh("ip -n src addr add 192.0.2.10/24 dev eth0");
+        on("src", || {
+            sh("nft 'table inet t { counter c { packets 1 bytes 2; }; }'")
+        });
+        let before = net::snapshot(&ns("src")).unwrap();
+        on("b", || {
+            net::create(&ns("dst"), &before, &attach(), MOVE, &mut |_| Ok(()))
+        })
+        .unwrap();
+        let tracked = |client: &str, server: &str| {
+            sh(&format!(
+                "conntrack -I -p udp -s {client} -d {server} --sport 7 --dport 80 -t 600 2>/dev/null"
+            ))
+        };
+        on("src", || tracked("192.0.2.77", "192.0.2.10"));
+        on("a", || tracked("192.0.2.77", "192.0.2.10"));
+        on("a", || tracked("192.0.2.77", "192.0.2.11"));
+        let read = || on("a", || net::traffic::read(&ns("src"), &before)).unwrap();
+        let quiet = read();
+        assert_eq!(quiet.filters, None, "nothing has counted");
+        assert_eq!((quiet.connections.len(), quiet.host.len()), (1, 1));
+
+        on("src", || {
+            sh("nft 'delete table inet t; table inet t { counter c { packets 9 bytes 99; }; }'")
+        });
+        let remembered = read();
+        let made = on("b", || net::traffic::make(&ns("dst"), &remembered)).unwrap();
+        assert_eq!(made, [] as [&str; 0]);
+        assert!(on("dst", || sh("nft list counters")).contains("packets 9 bytes 99"));
+        let ends = |name: &str| -> Vec<_> {
+            on(name, dump)
+                .unwrap()
+                .iter()
+                .map(|c| c.original.destination.to_string())
+                .collect()
+        };
+        assert_eq!(ends("dst"), ["192.0.2.10"]);
+        assert_eq!(ends("b"), ["192.0.2.10"]);
+    });
+}
+
+#[test]
+fn expectations_are_named() {
+    world(|| {
+        sh("ip netns add src; ip netns add dst");
+        on("src", || {
+            sh(
+                "conntrack -I -p tcp -s 10.0.0.1 -d 10.0.0.2 --sport 4100 --dport 21 --state ESTABLISHED -t 300 2>/dev/null",
+            )
+        });
+        let mut all = on("src", dump).unwrap();
+        assert_eq!((all.len(), &all[0].helper), (1, &None), "{all:?}");
+        all[0].helper = Some("ftp".into());
+        let made = on("dst", || insert(&all, Present::Keep)).unwrap();
+        if made.iter().any(|why| why.contains("os error 95")) {
+            eprintln!("not tested: this kernel has no conntrack helper for FTP");
+            return;
+        }
+        assert_eq!(made, [] as [&str; 0]);
+        let helper = on("dst", dump).unwrap().remove(0).helper;
+        assert_eq!(helper.as_deref(), Some("ftp"));
+        let named = || net::snapshot(&ns("dst")).unwrap().not_carried;
+        assert_eq!(named(), [] as [&str; 0]);
+        // The helper for FTP has one at a time of each connection.
+        on("dst", || {
+            sh(
+                "conntrack -I expect -t 1000 -p tcp --orig-src 10.0.0.1 --orig-dst 10.0.0.2 --orig-port-src 4100 --orig-port-dst 21 \
+                --tuple-src 10.0.0.2 --tuple-dst 10.0.0.1 --tuple-port-src 20 --tuple-port-dst 3000 \
+                --mask-src 255.255.255.255 --mask-dst 255.255.255.255 --mask-port-src 0 --mask-port-dst 65535 2>/dev/null",
+            )
+        });
+        let named = named();
+        assert_eq!(named.len(), 1, "{named:?}");
+        assert!(
+            named[0].starts_with("expectations of helper ftp: 1;"),
+            "{named:?}"
+        );
+        let others = net::snapshot(&ns("src")).unwrap().not_carried;
+        assert_eq!(others, [] as [&str; 0]);
+    });
+}
 
 #[test]
 fn entries_of_every_kind() {

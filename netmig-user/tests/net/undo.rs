@@ -1,6 +1,6 @@
 //! What cannot be made leaves nothing; what was made can be removed.
 use netmig_core::{
-    image::v1::net::{LinkKind, Network},
+    image::v1::net::{LinkKind, Network, Route},
     proto::Attach,
 };
 use netmig_user::net::{self, Error};
@@ -74,7 +74,8 @@ fn a_namespace_that_was_there_is_brought_back() {
     world(|| {
         let mut image = image();
         sh(
-            "ip netns add dst; ip -n dst route add blackhole 203.0.113.0/24; ip -n dst rule add priority 7 table 7",
+            "ip netns add dst; ip -n dst route add blackhole 203.0.113.0/24; ip -n dst rule add priority 7 table 7
+             ip -n dst link set lo up; ip -n dst nexthop add id 5 dev lo; ip -n dst route add 203.0.113.0/25 nhid 5",
         );
         on("dst", || {
             sh(
@@ -218,10 +219,17 @@ fn an_image_that_contradicts_itself_is_refused() {
         });
         image.addresses[0].link = "eth9".into();
         image.routes[0].next_hops[0].link = Some("eth8".into());
+        let lost = Route {
+            nexthop: Some(77),
+            ..image.routes[0].clone()
+        };
+        image.routes.push(lost);
         let before = trace();
         let error = create(&image, &attach(), "dst").unwrap_err().to_string();
         assert!(
-            error.contains("needs link eth9") && error.contains("needs link eth8"),
+            error.contains("needs link eth9")
+                && error.contains("needs link eth8")
+                && error.contains("needs next hop object 77"),
             "{error}"
         );
         assert_eq!(trace(), before);

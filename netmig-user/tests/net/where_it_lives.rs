@@ -1,5 +1,8 @@
 //! Where a container's links hang, and which networks cannot live elsewhere.
-use netmig_user::net::{self, LinkKind};
+use netmig_user::{
+    gate::hold::Reader,
+    net::{self, LinkKind},
+};
 
 use crate::world::{container, device, ns, on, segment, sh, world};
 
@@ -99,9 +102,12 @@ fn a_pair_that_ends_elsewhere_cannot() {
         container("b", "src", "02:00:00:00:00:10");
         one(&["link eth0", "not in this host's own network namespace"]);
         sh(
-            "ip -n src link del eth0; ip -n src link add in0 type veth peer name in1; ip -n src link del in0; ip -n src tuntap add dev t0 mode tap",
+            "ip -n src link del eth0; ip -n src link add in0 type veth peer name in1; ip -n src link del in0",
         );
-        one(&["link t0 is a tun device"]);
+        let held = Reader::create(Some(&ns("src")), "t0").unwrap();
+        one(&["link t0 is a tun (a program holds it) device"]);
+        drop(held);
+        assert_eq!(refusals(), [] as [&str; 0]);
     });
 }
 

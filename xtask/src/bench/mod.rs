@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: netmig against the usual way and against its goals.
 mod gate;
 mod moves;
+mod net;
 mod report;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -24,6 +25,8 @@ enum What {
     Move(moves::MoveArgs),
     /// What peers feel of a blackout, with the gate and with drop rules, over lines of different lengths.
     Gate(gate::GateArgs),
+    /// A container's network read and made, by netmig and by nft, conntrack and ip.
+    Net(net::NetArgs),
 }
 
 /// Where the figures go.
@@ -43,6 +46,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let (bench, output) = match args.what {
         What::Move(args) => (moves::run(&args)?, args.output),
         What::Gate(args) => (gate::run(&args)?, args.output),
+        What::Net(args) => (net::run(&args)?, args.output),
     };
     print!("{bench}");
     if let Some(path) = output.json {

@@ -1,15 +1,12 @@
 //! What the network remembers of the traffic: counters and sets of packet filters, tracked connections. Read while the engine dumps.
-use std::{net::IpAddr, sync::Arc, thread, time::Instant};
+use std::{sync::Arc, thread, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
 use netmig_core::{image::v1::conntrack::Remembered, proto::ToTarget};
 use tracing::debug;
 
 use super::steps::Steps;
-use crate::{
-    net::{self, conntrack, filter},
-    sys::netns::within,
-};
+use crate::net::{conntrack, traffic};
 
 impl Steps {
     /// Begins to read it: the tasks are stopped and the gate is closed, so nothing counts any more.
@@ -49,20 +46,6 @@ impl Steps {
     fn traffic(&self) -> Result<Remembered> {
         let netns = self.netns()?;
         let network = self.state().network.clone().unwrap_or_default();
-        let (mut filters, connections) = within(&netns, || {
-            Ok::<_, net::Error>((filter::dump()?, conntrack::dump()?))
-        })?;
-        filters.partial = network.filters.partial;
-        let addresses: Vec<IpAddr> = network
-            .addresses
-            .iter()
-            .map(|a| a.local.address)
-            .filter(|a| !a.is_loopback())
-            .collect();
-        Ok(Remembered {
-            filters: (filters != network.filters).then_some(filters),
-            connections,
-            host: conntrack::passing(&addresses, &net::own_addresses()?)?,
-        })
+        Ok(traffic::read(&netns, &network)?)
     }
 }

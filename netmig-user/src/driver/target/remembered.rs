@@ -6,14 +6,7 @@ use netmig_core::image::v1::conntrack::{Connection, Remembered};
 use tracing::debug;
 
 use super::steps::Steps;
-use crate::{
-    net::{
-        self,
-        conntrack::{self, Present},
-        filter,
-    },
-    sys::netns::within,
-};
+use crate::net::{conntrack, traffic};
 
 impl Steps {
     /// Begins to make it behind the closed gate; [`Steps::traffic_remembered`] waits for the end.
@@ -25,20 +18,7 @@ impl Steps {
         state.translated = connections.flat_map(Connection::translated).collect();
         state.remembering = Some(thread::spawn(move || {
             let netns = netns.context("the container's network has not been made")?;
-            let mut warnings = within(&netns, || {
-                let mut warnings = match &remembered.filters {
-                    Some(filters) => filter::converge(filters)?,
-                    None => Vec::new(),
-                };
-                // Behind the filters: what translates and labels is there by then.
-                warnings.extend(conntrack::insert(
-                    &remembered.connections,
-                    Present::Replace,
-                )?);
-                Ok::<_, net::Error>(warnings)
-            })?;
-            warnings.extend(conntrack::insert(&remembered.host, Present::Keep)?);
-            Ok(warnings)
+            Ok(traffic::make(&netns, &remembered)?)
         }));
     }
 

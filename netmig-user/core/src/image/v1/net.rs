@@ -10,9 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::filter::Filters;
 
 mod mac;
+mod nexthop;
 mod shaping;
 
 pub use mac::{BadMac, Mac};
+pub use nexthop::{NextHopObject, Resilient, Way};
 pub use shaping::{Class, Discipline, TC_H_ROOT};
 
 /// The network of one namespace. Two dumps of equal namespaces are equal, except for what counts down ([`Network::timeless`]).
@@ -22,6 +24,9 @@ pub struct Network {
     pub links: Vec<Link>,
     /// Addresses, link by link, in the kernel's order within a link: which one is primary, and which is chosen as source, depends on it.
     pub addresses: Vec<Address>,
+    /// Next hop objects by their numbers.
+    #[serde(default)]
+    pub nexthops: Vec<NextHopObject>,
     /// Routes of all tables, sorted, without those of the local table that the kernel makes for each address.
     pub routes: Vec<Route>,
     /// All policy rules, the three default ones too: a container may have removed them. In the kernel's order.
@@ -137,7 +142,7 @@ pub enum LinkKind {
         /// Name of the other end.
         other: String,
     },
-    /// A device that lives in the namespace alone: bridge, vlan, vxlan, vrf, ifb.
+    /// A device that lives in the namespace alone: bridge, vlan, vxlan, vrf, ifb, a persistent tun.
     Virtual {
         /// rtnetlink's kind.
         kind: String,
@@ -275,6 +280,9 @@ pub struct Route {
     pub metrics: Vec<Metric>,
     /// Where it leads: none for a blackhole, several for multipath.
     pub next_hops: Vec<NextHop>,
+    /// The next hop object that says where it leads, instead of `next_hops`.
+    #[serde(default)]
+    pub nexthop: Option<u32>,
 }
 
 impl fmt::Display for Route {
@@ -287,6 +295,9 @@ impl fmt::Display for Route {
             if let Some(link) = &hop.link {
                 write!(f, " dev {link}")?;
             }
+        }
+        if let Some(id) = self.nexthop {
+            write!(f, " nhid {id}")?;
         }
         write!(f, " table {}", self.table)
     }

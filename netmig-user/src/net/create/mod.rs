@@ -5,8 +5,6 @@
 use std::{
     os::fd::{AsRawFd, RawFd},
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
 };
 
 use netmig_core::{
@@ -17,17 +15,21 @@ use netmig_core::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Doing, Error, Link, addr, check, filter, link, namespace, neigh,
+    Doing, Error, Link, check, link, namespace,
     netlink::{self, Netlink},
-    open, qdisc, remove, route, rule, snapshot, sysctl, topology, txqueue,
+    open, remove, snapshot, sysctl,
+    times::Times,
+    topology, txqueue,
     uapi::IN6_ADDR_GEN_MODE_NONE,
 };
 use crate::sys::netns::within;
 
+mod fill;
+
+use fill::fill;
+
 /// Both must be 0 for an address without duplicate address detection (addrconf_dad_begin()): its owner is the same as before.
 const ALL_ACCEPT_DAD: &str = "ipv6/conf/all/accept_dad";
-/// How long a link may take to get its carrier from the other end.
-const CARRIER: Duration = Duration::from_millis(500);
 
 /// What was made, and how to undo it: to be journalled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +80,10 @@ pub fn intent(netns: &Path, network: &Network, tag: MoveId) -> Result<Created, E
     let there = namespace::exists(netns)?;
     let (before, sysctls_before) = if there {
         within(netns, || {
-            Ok::<_, Error>((Some(snapshot::here()?), values(network)?))
+            Ok::<_, Error>((
+                Some(snapshot::here(&mut Times::default())?),
+                values(network)?,
+            ))
         })?
     } else {
         (None, Vec::new())
@@ -119,13 +124,32 @@ pub fn create(
     tag: MoveId,
     before_up: &mut dyn FnMut(&[Link]) -> Result<(), String>,
 ) -> Result<Created, Error> {
-    let found = check::objections(netns, network, attach, tag)?;
+    create_timed(
+        netns,
+        network,
+        attach,
+        tag,
+        before_up,
+        &mut Times::default(),
+    )
+}
+
+/// As [`create()`]; says how long each part took.
+pub(super) fn create_timed(
+    netns: &Path,
+    network: &Network,
+    attach: &[Attach],
+    tag: MoveId,
+    before_up: &mut dyn FnMut(&[Link]) -> Result<(), String>,
+    times: &mut Times,
+) -> Result<Created, Error> {
+    let found = times.part("check", || check::objections(netns, network, attach, tag))?;
     if !found.objections.is_empty() {
         return Err(Error::Refused(found.objections));
     }
     let mut created = intent(netns, network, tag)?;
     created.warnings = found.warnings;
-    match build(network, attach, &mut created, before_up) {
+    match build(network, attach, &mut created, before_up, times) {
         Ok(()) => Ok(created),
         Err(cause) => {
             let left = remove::remove(&created);
@@ -146,25 +170,28 @@ fn build(
     attach: &[Attach],
     created: &mut Created,
     before_up: &mut dyn FnMut(&[Link]) -> Result<(), String>,
+    times: &mut Times,
 ) -> Result<(), Error> {
     if created.made_netns {
-        namespace::make(&created.netns)?;
+        times.part("namespace", || namespace::make(&created.netns))?;
     }
     let netns = created.netns.clone();
     let host = namespace::own()?;
     let parents = parents(network, attach)?;
-    let (warnings, quieted) = within(&netns, || {
-        make_links(network, &parents, created, host.as_raw_fd())
+    let (warnings, quieted) = times.part("links", || {
+        within(&netns, || {
+            make_links(network, &parents, created, host.as_raw_fd())
+        })
     })?;
     created.warnings.extend(warnings);
-    let ends = dress_host_ends(created, &parents)?;
+    let ends = times.part("links", || dress_host_ends(created, &parents))?;
     created.links = topology::links(&netns)?;
     before_up(&created.links).map_err(Error::BeforeUp)?;
     let mut nl = open()?;
     for (index, name) in &ends {
         link::up(&mut nl, *index).doing(|| format!("bringing up {name} on the host"))?;
     }
-    for warning in within(&netns, || fill(network, &quieted))? {
+    for warning in within(&netns, || fill(network, &quieted, times))? {
         // The check has said it already.
         if !created.warnings.contains(&warning) {
             created.warnings.push(warning);
@@ -350,7 +377,11 @@ fn make_link(
                 Some(name) => link::index(nl, name)?,
                 None => None,
             };
-            link::add_virtual(nl, wanted, index, kind, parent, settings)
+            if kind == "tun" {
+                link::tun::add(nl, wanted, index, settings)
+            } else {
+                link::add_virtual(nl, wanted, index, kind, parent, settings)
+            }
         }
         (kind, _) => Err(netlink::Error::Malformed(format!(
             "a {kind} device cannot be made"
@@ -403,72 +434,6 @@ fn dress_host_ends(
         ends.push((seen.index, end.name.clone()));
     }
     Ok(ends)
-}
-
-/// Inside, with the gate in place: links up, and everything that needs them up. Gives warnings.
-fn fill(network: &Network, quieted: &[Sysctl]) -> Result<Vec<String>, Error> {
-    let mut nl = open()?;
-    let seen = link::dump(&mut nl)?;
-    let (names, indices) = (link::names(&seen), link::indices(&seen));
-    for wanted in network.links.iter().filter(|l| l.is_up()) {
-        let index = indices.get(&wanted.name).copied().unwrap_or_default();
-        link::up(&mut nl, index).doing(|| format!("bringing up link {}", wanted.name))?;
-    }
-    // A VLAN comes up with the link that it lies on (vlan_device_event()).
-    for wanted in network.links.iter().filter(|l| !l.is_up()) {
-        let index = indices.get(&wanted.name).copied().unwrap_or_default();
-        link::down(&mut nl, index).doing(|| format!("taking down link {}", wanted.name))?;
-    }
-    await_carrier(&mut nl, network)?;
-    addr::converge(&mut nl, &names, &indices, &network.addresses)?;
-    route::converge(&mut nl, &names, &indices, &network.routes)?;
-    rule::converge(&mut nl, &network.rules)?;
-    neigh::converge(&mut nl, &names, &indices, &network.neighbours)?;
-    for wanted in &network.links {
-        if let (Some(mode), Some(index)) = (wanted.addr_gen_mode, indices.get(&wanted.name)) {
-            link::set_addr_gen_mode(&mut nl, *index, mode)
-                .doing(|| format!("setting how link {} gets IPv6 addresses", wanted.name))?;
-        }
-    }
-    await_addresses(&mut nl)?;
-    let unshaped = qdisc::converge(&mut nl, &names, &indices, &network.shaping);
-    let mut warnings: Vec<_> = unshaped.iter().map(qdisc::without).collect();
-    warnings.extend(filter::converge(&network.filters)?);
-    for Sysctl { path, value, .. } in quieted {
-        sysctl::write(path, value)?;
-    }
-    Ok(warnings)
-}
-
-/// A work queue reads `accept_dad` some time after an address was added (`addrconf_dad_work`): with the old value back before that, it
-/// would look for a duplicate for a second and let nobody bind meanwhile.
-fn await_addresses(nl: &mut Netlink) -> Result<(), Error> {
-    let until = Instant::now() + CARRIER;
-    while addr::any_tentative(nl)? && Instant::now() < until {
-        thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
-}
-
-/// IPv6 begins on a link when its carrier is there, which a work queue tells: addresses given before would be configured twice.
-fn await_carrier(nl: &mut Netlink, network: &Network) -> Result<(), Error> {
-    let until = Instant::now() + CARRIER;
-    let running = libc::IFF_RUNNING as u32;
-    loop {
-        let seen = link::dump(nl)?;
-        let waits = |l: &&net::Link| {
-            // Others have one as long as links inside have one, or none at all.
-            !matches!(l.kind, LinkKind::Pair { .. } | LinkKind::Virtual { .. })
-                && l.is_up()
-                && seen
-                    .iter()
-                    .any(|s| s.name == l.name && s.flags & running == 0)
-        };
-        if !network.links.iter().any(|l| waits(&l)) || Instant::now() >= until {
-            return Ok(());
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// The values here of the sysctls that making `network` may change.
