@@ -18,4 +18,5 @@ mod pairs;
 mod refusals;
 mod restarting;
 mod story;
+mod tls;
 mod waiting;

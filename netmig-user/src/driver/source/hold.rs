@@ -133,7 +133,7 @@ impl Hold {
         let (mut pipe, carrier) = Pipe::of_connection(dialer.dial()?);
         self.carry(&mut pipe, hello, begin)
             .await
-            .with_context(|| format!("ssh says: {}", carrier.complaints()))
+            .with_context(|| carrier.explain("their connection"))
     }
 
     async fn carry(&self, pipe: &mut Pipe, hello: &Hello, begin: HoldBegin) -> Result<()> {

@@ -50,7 +50,7 @@ use crate::{
     net,
     runtime::{self, Disarmed, Mounts},
     sock,
-    wire::dial::{Destination, Dialer},
+    wire::{destination::Destination, dial::Dialer},
 };
 
 /// Between two looks at growing images.
@@ -128,6 +128,7 @@ impl Steps {
             to,
             remote_command: spec.remote_command.clone(),
             env: spec.env.clone(),
+            credentials: spec.credentials.clone(),
         };
         Self {
             id,
