@@ -7,6 +7,7 @@ pub mod accept;
 pub mod adrift;
 mod counters;
 mod flow;
+pub mod idle;
 mod mode;
 pub mod queues;
 
@@ -60,6 +61,8 @@ mod pod {
     unsafe impl aya::Pod for super::accept::Waiting {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::adrift::Asked {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::idle::Asked {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::queues::Asked {}
     // SAFETY: as above.

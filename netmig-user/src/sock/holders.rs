@@ -1,12 +1,17 @@
 //! Which process holds which socket.
 use std::{
     collections::{BTreeMap, HashMap},
-    fs, io,
-    os::fd::OwnedFd,
+    fs::{self, File},
+    io,
+    os::fd::{FromRawFd as _, OwnedFd},
 };
 
 use netmig_core::{image::v1::sock::Holder, socket::Owner};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, fcntl},
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
 
 use super::error::Error;
 use crate::sys::pidfd::PidFd;
@@ -120,12 +125,25 @@ pub(super) fn by_inner_pid(pids: &[i32]) -> Result<HashMap<i32, i32>, Error> {
     pids.iter().map(|&pid| Ok((inner_pid(pid)?, pid))).collect()
 }
 
-/// Raises the soft limit of descriptors to the hard one if `more` duplicates need it.
+/// Makes room for `more` duplicates: raises the soft limit of descriptors to the hard one if they need it, and lets the table of this process grow at
+/// once. By itself it doubles, and each time the kernel waits for all who may still look at the old one (expand_fdtable, synchronize_rcu).
 pub(super) fn make_room(more: usize) -> Result<(), Error> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(io::Error::from)?;
     let want = more as u64 + 1024;
     if soft < want && soft < hard {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(io::Error::from)?;
+    }
+    let last = want.min(soft.max(hard)).saturating_sub(1);
+    let any = File::open("/dev/null")?;
+    match fcntl(
+        &any,
+        FcntlArg::F_DUPFD_CLOEXEC(i32::try_from(last).unwrap_or(i32::MAX)),
+    ) {
+        // SAFETY: the kernel has just made this descriptor for us and nothing else knows it.
+        Ok(fd) => drop(unsafe { OwnedFd::from_raw_fd(fd) }),
+        // It is taken, or beyond the limit: then the table has that size, or as much as it may.
+        Err(Errno::EMFILE | Errno::EINVAL) => {}
+        Err(e) => return Err(io::Error::from(e).into()),
     }
     Ok(())
 }

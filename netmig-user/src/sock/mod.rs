@@ -16,6 +16,7 @@ mod finder;
 mod flows;
 mod groups;
 mod holders;
+mod idle;
 mod inject;
 mod kept;
 mod listen;
@@ -41,6 +42,7 @@ use netmig_core::{
     socket::{Class, Engine, Fate, Kind, Row, State},
 };
 
+use self::idle::Idle;
 pub use self::{
     accept::supported as accept_queues_move,
     calm::{Calmed, calm, rouse, timers},
@@ -50,7 +52,7 @@ pub use self::{
     kept::Kept,
     live::{Live, Look, Need, Widened, live, received, resend, tell_windows, widen},
     make::{Made, make, portable},
-    rebuilt::{Opened, Rebuilt},
+    rebuilt::{Opened, Rebuilt, Spent},
     room::{Room, Rooms},
 };
 use crate::sys::netns::within;
@@ -87,13 +89,18 @@ pub fn dump(netns: &Path, pids: &[i32]) -> Result<(Sockets, Kept), Error> {
 /// As there; and if something was handed over that the image cannot hold.
 pub fn dump_under(netns: &Path, pids: &[i32], engine: Engine) -> Result<(Sockets, Kept), Error> {
     within(netns, || {
-        let (image, mut kept) = dump_here(holders::Held::by(pids)?, engine)?;
+        let (image, mut kept) = dump_here(holders::Held::by(pids)?, engine, Idle::read)?;
         kept.lived_in(netns);
         Ok((image, kept))
     })
 }
 
-fn dump_here(held: holders::Held, engine: Engine) -> Result<(Sockets, Kept), Error> {
+/// `idle`: reads those connections that need no system calls of their own.
+fn dump_here(
+    held: holders::Held,
+    engine: Engine,
+    idle: fn() -> Idle,
+) -> Result<(Sockets, Kept), Error> {
     let listed = Instant::now();
     let found = diag::all()?;
     let mut image = Sockets {
@@ -104,6 +111,10 @@ fn dump_here(held: holders::Held, engine: Engine) -> Result<(Sockets, Kept), Err
     let mut kept = Kept::default();
     let mut fresh = option::Fresh::default();
     let mut groups = groups::Groups::default();
+    let mut idle = idle();
+    image
+        .tcp
+        .reserve_exact(found.iter().filter(|f| f.kind == Kind::Tcp).count());
     let waiting = take_waiting(&found, &held, &mut image, &mut kept, &mut fresh)?;
     kept.adrift(adrift::dump(
         found.iter().filter(|f| f.kind == Kind::Tcp && f.inode == 0),
@@ -124,9 +135,17 @@ fn dump_here(held: holders::Held, engine: Engine) -> Result<(Sockets, Kept), Err
         match class {
             Class::TcpEstablished | Class::TcpCloseWait | Class::TcpShut => {
                 let fd = held.duplicate(owned)?;
-                let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
-                let slot = kept.keep(fd, &common, socket.to_string());
-                image.tcp.push(tcp::dump(kept.fd(slot), common, socket)?);
+                let mut holders = held.inside(owned);
+                let tcp =
+                    match idle.dump(&fd, socket, &mut holders, &image.interfaces, &mut fresh)? {
+                        Some(tcp) => tcp,
+                        None => {
+                            let common = common::dump(&fd, socket, holders, &mut fresh)?;
+                            tcp::dump(&fd, common, socket)?
+                        }
+                    };
+                kept.keep(fd, &tcp.common, socket.to_string());
+                image.tcp.push(tcp);
             }
             Class::TcpSynSent if engine == Engine::Criu => {
                 let fd = held.duplicate(owned)?;
@@ -234,6 +253,12 @@ fn left(row: &Row) -> Left {
         socket: format!("{} {} {} {}", row.kind, row.state, row.local, row.peer),
         why: row.fate.to_string(),
     }
+}
+
+/// Why idle connections are read by system calls on this host, which takes some hundred of them each; none: they are read in one pass. The first
+/// call takes long: it belongs before a freeze, and [`rows`] makes it.
+pub fn slow_dump() -> Option<String> {
+    idle::unreadable()
 }
 
 /// Loads what a [`restore`] may need into the kernel: some 0.1 s that do not belong into a blackout.

@@ -6,6 +6,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use netmig_core::image::v1::{
@@ -44,6 +45,16 @@ pub struct Rebuilt {
     orphans: Mutex<Vec<Orphan>>,
     lost: Vec<String>,
     inner_open: AtomicBool,
+    spent: Spent,
+}
+
+/// How long the connections took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Until all stood in repair, with what had left in their queues.
+    pub rebuilt: Duration,
+    /// From then on until all had left repair, with everything.
+    pub released: Duration,
 }
 
 #[derive(Debug)]
@@ -185,6 +196,11 @@ impl Rebuilt {
         &self.lost
     }
 
+    /// How long it took; nothing if they were adopted.
+    pub fn spent(&self) -> Spent {
+        self.spent
+    }
+
     /// How many connections.
     pub fn len(&self) -> usize {
         self.connections.len()
@@ -233,6 +249,7 @@ impl Rebuilt {
     }
 
     fn build_all(&mut self, image: &Sockets, kernels: Kernels) -> Result<(), Error> {
+        let began = Instant::now();
         for (c, tcp) in self.connections.iter().zip(&image.tcp) {
             self.refused.extend(tcp::rebuild(
                 &c.fd,
@@ -241,10 +258,15 @@ impl Rebuilt {
                 kernels,
             )?);
         }
+        let rebuilt = Instant::now();
         // Only now: an end of an inner connection that leaves repair before the other end is there would be answered with RST.
         for (c, tcp) in self.connections.iter().zip(&image.tcp) {
             self.refused.extend(tcp::release(&c.fd, tcp)?);
         }
+        self.spent = Spent {
+            rebuilt: rebuilt - began,
+            released: rebuilt.elapsed(),
+        };
         Ok(())
     }
 
@@ -358,6 +380,7 @@ impl Rebuilt {
             orphans: Mutex::default(),
             lost: Vec::new(),
             inner_open: AtomicBool::new(false),
+            spent: Spent::default(),
         })
     }
 }

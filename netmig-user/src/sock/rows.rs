@@ -8,6 +8,7 @@ use super::{
     diag::{self, Found},
     error::Error,
     holders::Held,
+    idle,
     option::{self, Fresh},
 };
 use crate::sys::sockopt;
@@ -17,6 +18,9 @@ pub(super) fn rows(held: &Held, engine: Engine) -> Result<Vec<Row>, Error> {
     // What the kernel has to be asked once is asked now, and not in a blackout.
     if !adrift::readable() || !accept::supported() {
         tracing::debug!("this kernel does not let all sockets move that no process holds");
+    }
+    if let Some(why) = idle::unreadable() {
+        tracing::debug!("idle connections are read by system calls: {why}");
     }
     let found = diag::all()?;
     let mut fresh = Fresh::default();

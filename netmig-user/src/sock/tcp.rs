@@ -52,11 +52,7 @@ pub(super) fn dump(fd: &OwnedFd, common: Common, socket: &Found) -> Result<Tcp, 
 /// Reads everything that changes while packets arrive.
 pub(super) fn refresh(fd: &OwnedFd, tcp: &mut Tcp) -> Result<(), Error> {
     let name = tcp.to_string();
-    let congestion =
-        sockopt::bytes(fd, TCP, libc::TCP_CONGESTION, 16).on("reading TCP_CONGESTION", &name)?;
-    tcp.congestion = String::from_utf8_lossy(&congestion)
-        .trim_end_matches('\0')
-        .to_owned();
+    tcp.congestion = congestion(fd, tcp)?;
     tcp.window_clamp =
         sockopt::read(fd, TCP, libc::TCP_WINDOW_CLAMP).on("reading TCP_WINDOW_CLAMP", &name)?;
     // With an offset MSG_PEEK would begin there. TCP has none before 6.9 (sk_getsockopt: no set_peek_off).
@@ -74,6 +70,14 @@ pub(super) fn refresh(fd: &OwnedFd, tcp: &mut Tcp) -> Result<(), Error> {
         sockopt::set_int(fd, SOL, SO_PEEK_OFF, peek).on("setting SO_PEEK_OFF back", &name)?;
     }
     read.and(left)
+}
+
+/// The name of its congestion control.
+pub(super) fn congestion(fd: &OwnedFd, socket: &impl ToString) -> Result<String, Error> {
+    let name =
+        sockopt::bytes(fd, TCP, libc::TCP_CONGESTION, 16).on("reading TCP_CONGESTION", socket)?;
+    let name = String::from_utf8_lossy(&name);
+    Ok(name.trim_end_matches('\0').to_owned())
 }
 
 /// Reads the queues of a connection that is known by its ends.
