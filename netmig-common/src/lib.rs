@@ -7,9 +7,9 @@ pub mod accept;
 pub mod adrift;
 mod counters;
 mod flow;
-pub mod idle;
 mod mode;
 pub mod queues;
+pub mod survey;
 
 pub use counters::{COUNTED, Counters, Protocol, Tally, Unhandled};
 pub use flow::{Direction, FlowHint, FlowKey, FlowState, SCALE_ABSENT, SCALE_MAX, SCALE_UNKNOWN};
@@ -62,7 +62,7 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::adrift::Asked {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for super::idle::Asked {}
+    unsafe impl aya::Pod for super::survey::Asked {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::queues::Asked {}
     // SAFETY: as above.

@@ -1,5 +1,4 @@
-//! Established connections with empty queues, as a program reads them out of the kernel's memory: where its fields lie is another thing in every
-//! kernel.
+//! TCP connections that somebody holds, as a program reads them out of the kernel's memory: where its fields lie is another thing in every kernel.
 
 /// Bytes of a struct tcp_sock that are looked at, at most; a power of two.
 pub const SOCKET: usize = 4096;
@@ -14,6 +13,8 @@ pub const WORDS: usize = 128;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
+    /// Bit n: connections in state n (include/net/tcp_states.h).
+    pub states: u32,
     /// `skc_state` in struct sock.
     pub state: u32,
     /// `skc_family` there.
@@ -28,8 +29,6 @@ pub struct Asked {
     pub socket_bytes: u32,
     /// How much of a struct ipv6_pinfo is read.
     pub v6_bytes: u32,
-    /// `snd_una` and `write_seq`; then `copied_seq` and `rcv_nxt`: equal, the queue is empty.
-    pub queues: [[u32; 2]; 2],
     /// How many words a record has.
     pub words: u32,
     /// Which words, after the first one: of struct tcp_sock, and, from [`SOCKET`] / 8 on, of struct ipv6_pinfo (0 in an IPv4 socket).

@@ -1,5 +1,5 @@
-//! Reads the established connections of a namespace whose queues are empty out of the kernel's memory, all in one pass: by system calls each would
-//! take some hundred of them.
+//! Reads the connections of a namespace that somebody holds out of the kernel's memory, all in one pass: by system calls each would take some
+//! hundred of them.
 //!
 //! The kernel holds the socket's lock while the program runs for it (bpf_iter_tcp_seq_show). A socket is copied once, and the words that are asked
 //! for are picked from the copy: that is quicker than to fetch each one.
@@ -15,7 +15,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, PerCpuArray},
 };
-use netmig_common::idle::{Asked, SOCKET, V6, WORDS};
+use netmig_common::survey::{Asked, SOCKET, V6, WORDS};
 
 /// Written by user space.
 #[map]
@@ -36,7 +36,6 @@ static COPY: PerCpuArray<Copy> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static RECORD: PerCpuArray<[u64; WORDS]> = PerCpuArray::with_max_entries(1, 0);
 
-const ESTABLISHED: u8 = 1;
 const AF_INET6: u16 = 10;
 
 /// struct bpf_iter__tcp.
@@ -55,7 +54,7 @@ struct Meta {
 /// Called for every TCP socket, and once more without one at the end.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/tcp")]
-extern "C" fn nm_idle(context: *const Context) -> i32 {
+extern "C" fn nm_survey(context: *const Context) -> i32 {
     // What cannot be read is not there: user space then reads it by system calls.
     let _written = one(context);
     0
@@ -74,7 +73,7 @@ fn one(context: *const Context) -> Option<()> {
     // SAFETY: the helper checks the address.
     let state =
         unsafe { bpf_probe_read_kernel((socket + u64::from(asked.state)) as *const u8) }.ok()?;
-    if state != ESTABLISHED {
+    if state > 31 || asked.states >> state & 1 == 0 {
         return None;
     }
     let copy = COPY.get_ptr_mut(0)?;
@@ -82,14 +81,6 @@ fn one(context: *const Context) -> Option<()> {
     let (place, v6_place) = unsafe { (&raw mut (*copy).socket, &raw mut (*copy).v6) };
     fetch(place.cast(), asked.socket_bytes, SOCKET as u32, socket)?;
     let words = place.cast_const().cast::<u32>();
-    let mut i = 0;
-    while i < 2 {
-        let [one, other] = asked.queues[i];
-        if word(words, one) != word(words, other) {
-            return None;
-        }
-        i += 1;
-    }
     let is_v6 = word(words, asked.family) as u16 == AF_INET6;
     if is_v6 {
         fetch(

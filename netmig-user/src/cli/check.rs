@@ -100,9 +100,9 @@ pub fn run(args: &args::Check) -> Result<ExitCode> {
                 .clone()
                 .unwrap_or_else(|| "connections are read in one pass".to_owned()),
             ..Line::new(
-                "idle",
+                "survey",
                 slow.is_none().then(String::new),
-                "each idle connection is read by some hundred system calls, within the blackout",
+                "every connection is read by some hundred system calls, within the blackout",
             )
         },
         Line::new("podman", tool("podman"), "podman containers"),

@@ -9,7 +9,7 @@ use std::{
 use netmig_core::{image::v1::sock::Holder, socket::Owner};
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, fcntl},
+    fcntl::{FcntlArg, fcntl, readlinkat},
     sys::resource::{Resource, getrlimit, setrlimit},
 };
 
@@ -49,6 +49,12 @@ impl Held {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(reading(dir)(e)),
             };
+            // From there on: each path from the root on would be looked up again.
+            let place = match File::open(&dir) {
+                Ok(place) => place,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(reading(dir)(e)),
+            };
             held.processes.insert(pid, (process, inner_pid(pid)?));
             for entry in entries {
                 let entry = entry.map_err(reading(dir.clone()))?;
@@ -56,14 +62,14 @@ impl Held {
                     continue;
                 };
                 // A descriptor of a running process may be closed before it is looked at.
-                let Ok(link) = fs::read_link(entry.path()) else {
+                let Ok(link) = readlinkat(&place, entry.file_name().as_os_str()) else {
                     continue;
                 };
                 if let Some(inode) = link.to_str().and_then(socket_inode) {
-                    held.sockets
-                        .entry(inode)
-                        .or_default()
-                        .push(Owner { pid, fd });
+                    let owners = held.sockets.entry(inode);
+                    // One, for most: there may be many sockets.
+                    let owners = owners.or_insert_with(|| Vec::with_capacity(1));
+                    owners.push(Owner { pid, fd });
                 }
             }
         }
@@ -109,14 +115,13 @@ impl Held {
 
     /// The owners with their pids inside the container.
     pub(super) fn inside(&self, owners: &[Owner]) -> Vec<Holder> {
-        owners
-            .iter()
-            .filter_map(|o| {
-                self.processes
-                    .get(&o.pid)
-                    .map(|&(_, pid)| Holder { pid, fd: o.fd })
-            })
-            .collect()
+        let mut holders = Vec::with_capacity(owners.len());
+        holders.extend(owners.iter().filter_map(|o| {
+            self.processes
+                .get(&o.pid)
+                .map(|&(_, pid)| Holder { pid, fd: o.fd })
+        }));
+        holders
     }
 }
 

@@ -10,13 +10,13 @@ mod btf;
 mod calm;
 mod common;
 mod connecting;
+mod cores;
 mod diag;
 mod error;
 mod finder;
 mod flows;
 mod groups;
 mod holders;
-mod idle;
 mod inject;
 mod kept;
 mod listen;
@@ -32,17 +32,19 @@ mod rebuilt;
 mod repair;
 mod room;
 mod rows;
+mod starting;
+mod survey;
 mod tcp;
 mod udp;
 
-use std::{collections::HashSet, path::Path, time::Instant};
+use std::{collections::HashSet, os::fd::OwnedFd, path::Path, thread, time::Instant};
 
 use netmig_core::{
-    image::v1::sock::{Holder, Left, Sockets},
+    image::v1::sock::{Holder, Interface, Left, Sockets, Tcp},
     socket::{Class, Engine, Fate, Kind, Row, State},
 };
 
-use self::idle::Idle;
+use self::survey::Survey;
 pub use self::{
     accept::supported as accept_queues_move,
     calm::{Calmed, calm, rouse, timers},
@@ -89,20 +91,28 @@ pub fn dump(netns: &Path, pids: &[i32]) -> Result<(Sockets, Kept), Error> {
 /// As there; and if something was handed over that the image cannot hold.
 pub fn dump_under(netns: &Path, pids: &[i32], engine: Engine) -> Result<(Sockets, Kept), Error> {
     within(netns, || {
-        let (image, mut kept) = dump_here(holders::Held::by(pids)?, engine, Idle::read)?;
+        let (image, mut kept) = dump_here(pids, engine, Survey::read)?;
         kept.lived_in(netns);
         Ok((image, kept))
     })
 }
 
-/// `idle`: reads those connections that need no system calls of their own.
+/// `survey`: reads what needs no system calls for every connection.
 fn dump_here(
-    held: holders::Held,
+    pids: &[i32],
     engine: Engine,
-    idle: fn() -> Idle,
+    survey: fn() -> Survey,
 ) -> Result<(Sockets, Kept), Error> {
     let listed = Instant::now();
-    let found = diag::all()?;
+    let (held, found, mut survey) = thread::scope(|scope| {
+        let held = scope.spawn(|| holders::Held::by(pids));
+        let found = diag::all();
+        let survey = survey();
+        match held.join() {
+            Ok(held) => Ok::<_, Error>((held?, found?, survey)),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })?;
     let mut image = Sockets {
         kernel: common::kernel()?,
         interfaces: common::interfaces()?,
@@ -111,7 +121,6 @@ fn dump_here(
     let mut kept = Kept::default();
     let mut fresh = option::Fresh::default();
     let mut groups = groups::Groups::default();
-    let mut idle = idle();
     image
         .tcp
         .reserve_exact(found.iter().filter(|f| f.kind == Kind::Tcp).count());
@@ -120,7 +129,18 @@ fn dump_here(
         found.iter().filter(|f| f.kind == Kind::Tcp && f.inode == 0),
         &mut image,
     )?);
-    for socket in found.iter().filter(|f| !waiting.contains(&f.ends())) {
+    survey.settle(&found, &held, &mut fresh)?;
+    // A part at a time, for the sake of the memory.
+    let mut surveyed = Vec::new().into_iter();
+    for (i, socket) in found.iter().enumerate() {
+        if i % PART == 0 {
+            let part = &found[i..found.len().min(i + PART)];
+            surveyed = self::surveyed(part, &held, &survey, &image.interfaces).into_iter();
+        }
+        let surveyed = surveyed.next().transpose()?.flatten();
+        if waiting.contains(&socket.ends()) {
+            continue;
+        }
         let Some(owned) = held.get(socket.inode) else {
             let row = rows::row(socket, &held, engine)?;
             if !matches!(row.class, Class::Kernel | Class::Foreign)
@@ -134,17 +154,16 @@ fn dump_here(
         let class = rows::classify(socket, &held);
         match class {
             Class::TcpEstablished | Class::TcpCloseWait | Class::TcpShut => {
-                let fd = held.duplicate(owned)?;
-                let mut holders = held.inside(owned);
-                let tcp =
-                    match idle.dump(&fd, socket, &mut holders, &image.interfaces, &mut fresh)? {
-                        Some(tcp) => tcp,
-                        None => {
-                            let common = common::dump(&fd, socket, holders, &mut fresh)?;
-                            tcp::dump(&fd, common, socket)?
-                        }
-                    };
-                kept.keep(fd, &tcp.common, socket.to_string());
+                let (fd, tcp) = match surveyed {
+                    Some(surveyed) => surveyed,
+                    None => {
+                        let fd = held.duplicate(owned)?;
+                        let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
+                        let tcp = tcp::dump(&fd, common, socket)?;
+                        (fd, tcp)
+                    }
+                };
+                kept.keep(fd, &tcp.common, socket);
                 image.tcp.push(tcp);
             }
             Class::TcpSynSent if engine == Engine::Criu => {
@@ -152,7 +171,7 @@ fn dump_here(
                 let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
                 match connecting::dump(&fd, common, socket, listed)? {
                     Some(connecting) => {
-                        kept.keep_connecting(fd, &connecting.common, socket.to_string());
+                        kept.keep_connecting(fd, &connecting.common, socket);
                         image.connecting.push(connecting);
                     }
                     None => image.left.push(Left {
@@ -195,6 +214,28 @@ fn dump_here(
         kept.saw(found, unlisted, held, engine);
     }
     Ok((image, kept))
+}
+
+/// Connections that are read at once.
+const PART: usize = 512;
+
+/// The connections that the survey knows, in the order of `found`, read on all processors.
+fn surveyed(
+    found: &[diag::Found],
+    held: &holders::Held,
+    survey: &Survey,
+    interfaces: &[Interface],
+) -> Vec<Result<Option<(OwnedFd, Tcp)>, Error>> {
+    let one = |socket: &diag::Found| match rows::classify(socket, held) {
+        Class::TcpEstablished | Class::TcpCloseWait | Class::TcpShut => {
+            survey.dump(socket, held, interfaces)
+        }
+        _ => Ok(None),
+    };
+    cores::parts(found, |part| part.iter().map(one).collect::<Vec<_>>())
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Reads the connections that wait in accept queues; says which those are.
@@ -255,10 +296,10 @@ fn left(row: &Row) -> Left {
     }
 }
 
-/// Why idle connections are read by system calls on this host, which takes some hundred of them each; none: they are read in one pass. The first
-/// call takes long: it belongs before a freeze, and [`rows`] makes it.
+/// Why every value of a connection is read by a system call on this host, some hundred for each; none: one pass reads them all. The first call
+/// takes long: it belongs before a freeze, and [`rows`] makes it.
 pub fn slow_dump() -> Option<String> {
-    idle::unreadable()
+    survey::unreadable()
 }
 
 /// Loads what a [`restore`] may need into the kernel: some 0.1 s that do not belong into a blackout.
@@ -266,8 +307,13 @@ pub fn slow_dump() -> Option<String> {
 /// # Errors
 /// If the kernel refuses a program; a restore then tries again, and names what it loses.
 pub fn prepare() -> Result<(), Error> {
+    // As many as a process has in most places; a restore makes more room if it needs it.
+    holders::make_room(ROOM)?;
     accept::prepare()
 }
+
+/// Descriptors of connections that a restore finds room for at once.
+const ROOM: usize = 12_000;
 
 /// Rebuilds the image's sockets in the descriptors that the engine has restored (closed and shut down) in the stopped tasks `pids`,
 /// which are found by their pid inside the container. The gate is closed. Nothing leaves, nothing is left in repair.

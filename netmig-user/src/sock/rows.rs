@@ -8,8 +8,8 @@ use super::{
     diag::{self, Found},
     error::Error,
     holders::Held,
-    idle,
     option::{self, Fresh},
+    survey,
 };
 use crate::sys::sockopt;
 
@@ -19,8 +19,8 @@ pub(super) fn rows(held: &Held, engine: Engine) -> Result<Vec<Row>, Error> {
     if !adrift::readable() || !accept::supported() {
         tracing::debug!("this kernel does not let all sockets move that no process holds");
     }
-    if let Some(why) = idle::unreadable() {
-        tracing::debug!("idle connections are read by system calls: {why}");
+    if let Some(why) = survey::unreadable() {
+        tracing::debug!("every value of a connection is read by a system call: {why}");
     }
     let found = diag::all()?;
     let mut fresh = Fresh::default();

@@ -1,7 +1,7 @@
 //! Where the kernel keeps what a dump says of a connection.
 use std::collections::HashMap;
 
-use netmig_common::idle::{SOCKET, V6, WORDS};
+use netmig_common::survey::{SOCKET, V6, WORDS};
 
 use super::Failure;
 use crate::sock::{
@@ -28,6 +28,7 @@ macro_rules! values {
 }
 
 values! {
+    State: sock_common skc_state;
     Reuse: sock_common skc_reuse;
     Reuseport: sock_common skc_reuseport;
     Device: sock_common skc_bound_dev_if;
@@ -35,6 +36,8 @@ values! {
     RcvBuf: sock sk_rcvbuf;
     Userlocks: sock sk_userlocks;
     SndUna: tcp_sock snd_una;
+    WriteSeq: tcp_sock write_seq;
+    CopiedSeq: tcp_sock copied_seq;
     RcvNxt: tcp_sock rcv_nxt;
     RcvWup: tcp_sock rcv_wup;
     RcvWnd: tcp_sock rcv_wnd;
@@ -55,7 +58,7 @@ values! {
     MssClamp: tcp_sock rx_opt mss_clamp;
     Congestion: inet_connection_sock icsk_ca_ops;
     Family: sock_common skc_family;
-    // Where one of these is not 0 there is more to read than words: see `WHOLE`.
+    // See `WHOLE`.
     Repair: tcp_sock repair;
     Filter: sock sk_filter;
     IpOptions: inet_sock inet_opt;

@@ -1,17 +1,17 @@
-//! The object `idle`: one pass over the connections of a namespace.
+//! The object `survey`: one pass over the connections of a namespace.
 use std::{
     io::Read as _,
     sync::{Mutex, OnceLock, PoisonError},
 };
 
 use aya::{Btf as AyaBtf, Ebpf, EbpfLoader, include_bytes_aligned, maps::Array, programs::Iter};
-use netmig_common::idle::{Asked, WORDS};
+use netmig_common::survey::{Asked, WORDS};
 
 use super::{Failure, fields::Places};
 use crate::sock::btf::Btf;
 
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/idle"));
-const PROGRAM: &str = "nm_idle";
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/survey"));
+const PROGRAM: &str = "nm_survey";
 
 /// The program in the kernel, and how its records are read.
 struct Loaded {
@@ -80,26 +80,18 @@ fn asked(btf: &Btf, places: &Places) -> Result<Asked, Failure> {
             .map(|field| field.at)
             .ok_or_else(|| format!("this kernel has no {of}.{}", path.join(".")))
     };
-    let [una, written, copied, next] = [
-        field("tcp_sock", &["snd_una"])?,
-        field("tcp_sock", &["write_seq"])?,
-        field("tcp_sock", &["copied_seq"])?,
-        field("tcp_sock", &["rcv_nxt"])?,
-    ];
     let (family, socket, v6) = (
         field("sock_common", &["skc_family"])?,
         field("sock", &["sk_socket"])?,
         field("inet_sock", &["pinet6"])?,
     );
-    let least = [una, written, copied, next, family, socket, v6]
-        .into_iter()
-        .max()
-        .unwrap_or(0)
-        + 8;
+    let least = family.max(socket).max(v6) + 8;
     let (socket_bytes, v6_bytes) = places.bytes(least);
     let mut at = [0; WORDS];
     at[..places.words.len()].copy_from_slice(&places.words);
     Ok(Asked {
+        // ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING.
+        states: 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11,
         state: field("sock_common", &["skc_state"])?,
         family,
         socket,
@@ -108,7 +100,6 @@ fn asked(btf: &Btf, places: &Places) -> Result<Asked, Failure> {
         v6,
         socket_bytes,
         v6_bytes,
-        queues: [[una, written], [copied, next]],
         words: u32::try_from(places.words.len())?,
         at,
     })
@@ -119,7 +110,7 @@ fn loaded() -> &'static Result<Mutex<Loaded>, Failure> {
     LOADED.get_or_init(|| {
         let loaded = Loaded::new();
         if let Err(e) = &loaded {
-            tracing::info!("idle connections are read by system calls: {e}");
+            tracing::info!("every value of a connection is read by a system call: {e}");
         }
         loaded.map(Mutex::new)
     })
@@ -130,8 +121,7 @@ pub(super) fn readable() -> Result<(), String> {
     loaded().as_ref().map(|_| ()).map_err(ToString::to_string)
 }
 
-/// Hands the record of every established connection of the caller's namespace that has a descriptor and empty queues to `each`. Its first word
-/// is the inode.
+/// Hands the record of every connection of the caller's namespace that somebody holds to `each`. Its first word is the inode.
 pub(super) fn each(each: &mut dyn FnMut(&Places, &[u64])) -> Result<(), Failure> {
     let loaded = loaded().as_ref().map_err(|e| e.to_string())?;
     let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);

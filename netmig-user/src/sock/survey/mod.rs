@@ -1,14 +1,18 @@
-//! Established connections with empty queues, read without a system call for each value.
+//! What one pass over all connections says of them, without a system call for each value.
 //!
-//! One pass of a program (see the object `idle`) gives what TCP_REPAIR would give, and what the getters of the options look at. Of connections
-//! that have the same there, the first one's options are read by getsockopt(2), once for all. Every value is the one that system calls
-//! would have given; a connection of which words do not say all (a filter, IP options, ...) is left to them.
+//! A program (see the object `survey`) gives what every socket has, what TCP_REPAIR would give, and what the getters of the options look at. Of
+//! connections that have the same there, the first one's options are read by getsockopt(2), once for all. An established connection with empty
+//! queues is read by that alone; TCP_REPAIR is for those with bytes. Every value is the one that system calls would have given; a connection of
+//! which words do not say all (a filter, IP options, ...) is left to them.
 mod fields;
 mod kernel;
 
 use std::{collections::HashMap, os::fd::OwnedFd};
 
-use netmig_core::image::v1::sock::{Common, Holder, Interface, Setting, Tcp, Window};
+use netmig_core::{
+    image::v1::sock::{Common, Interface, Setting, Tcp, Window},
+    socket::State,
+};
 
 use self::fields::{Places, Value, WHOLE};
 use super::{
@@ -16,21 +20,23 @@ use super::{
     common,
     diag::{Found, Name},
     error::{Error, On},
+    holders::Held,
     option::Fresh,
     tcp,
 };
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why idle connections are read by system calls on this host; none: they are not. The first call takes long: it belongs before a freeze.
+/// Why every value is read by a system call on this host; none: it is not. The first call takes long: it belongs before a freeze.
 pub(super) fn unreadable() -> Option<String> {
     kernel::readable().err()
 }
 
-/// Idle connections of a namespace, by their inodes.
+/// Connections of a namespace.
 #[derive(Default)]
-pub(super) struct Idle {
-    connections: HashMap<u64, Values>,
+pub(super) struct Survey {
+    /// By their inodes, sorted: there may be many.
+    connections: Vec<(u64, Values)>,
     /// Which group has these values.
     known: HashMap<Box<[u64]>, usize>,
     /// What the options of a group are, once one of it was asked.
@@ -48,6 +54,8 @@ struct Shared {
 #[derive(Clone, Copy, Debug)]
 struct Values {
     group: usize,
+    /// Established, with empty queues.
+    idle: bool,
     reuseaddr: i32,
     reuseport: i32,
     device: u32,
@@ -70,21 +78,24 @@ struct Values {
     rtt: u32,
 }
 
-impl Idle {
+impl Survey {
     /// Reads those of the caller's namespace. None, where the kernel does not let them be read.
     pub(super) fn read() -> Self {
         if unreadable().is_some() {
             return Self::default();
         }
-        let mut idle = Self::default();
+        let mut survey = Self::default();
         let read = Clock::now().map_err(Failure::from).and_then(|clock| {
-            idle.clock = Some(clock);
-            kernel::each(&mut |places, record| idle.add(places, record))
+            survey.clock = Some(clock);
+            kernel::each(&mut |places, record| survey.add(places, record))
         });
         match read {
-            Ok(()) => idle,
+            Ok(()) => {
+                survey.connections.sort_unstable_by_key(|(inode, _)| *inode);
+                survey
+            }
             Err(e) => {
-                tracing::warn!("reading idle connections in one pass: {e}");
+                tracing::warn!("reading connections in one pass: {e}");
                 Self::default()
             }
         }
@@ -110,6 +121,9 @@ impl Idle {
         let scales = (word(Value::SndWscale) as u8, word(Value::RcvWscale) as u8);
         let values = Values {
             group,
+            idle: State::from_kernel(word(Value::State) as u8) == State::Established
+                && word(Value::SndUna) == word(Value::WriteSeq)
+                && word(Value::CopiedSeq) == word(Value::RcvNxt),
             reuseaddr: int(Value::Reuse),
             reuseport: int(Value::Reuseport),
             device: word(Value::Device),
@@ -138,76 +152,109 @@ impl Idle {
             ssthresh: word(Value::SndSsthresh),
             rtt: word(Value::Srtt) / 8,
         };
-        self.connections.insert(record[0], values);
+        self.connections.push((record[0], values));
     }
 
-    /// What the image says of a connection; none: it is not idle.
-    pub(super) fn dump(
+    fn of(&self, socket: &Found) -> Option<Values> {
+        let at = self
+            .connections
+            .binary_search_by_key(&socket.inode, |(inode, _)| *inode);
+        Some(self.connections[at.ok()?].1)
+    }
+
+    /// Reads what the groups of these connections have in common. One of which that cannot be read is left to system calls.
+    pub(super) fn settle(
         &mut self,
-        fd: &OwnedFd,
-        socket: &Found,
-        holders: &mut Vec<Holder>,
-        interfaces: &[Interface],
+        found: &[Found],
+        held: &Held,
         fresh: &mut Fresh,
-    ) -> Result<Option<Tcp>, Error> {
-        let (Some(values), Some(clock)) = (self.connections.get(&socket.inode), self.clock) else {
+    ) -> Result<(), Error> {
+        for socket in found {
+            let Some(values) = self.of(socket) else {
+                continue;
+            };
+            let group = &mut self.groups[values.group];
+            if let (None, Some(owners)) = (&group, held.get(socket.inode)) {
+                let fd = held.duplicate(owners)?;
+                *group = Some(Shared {
+                    settings: fresh
+                        .differing(&fd, common::sort(socket), socket.v6)
+                        .on("reading options", socket)?,
+                    congestion: tcp::congestion(&fd, socket)?,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// What the image says of a connection, once its group is settled, and a duplicate of it; none: it is to be read by system calls alone.
+    pub(super) fn dump(
+        &self,
+        socket: &Found,
+        held: &Held,
+        interfaces: &[Interface],
+    ) -> Result<Option<(OwnedFd, Tcp)>, Error> {
+        let (Some(values), Some(owners), Some(clock)) =
+            (self.of(socket), held.get(socket.inode), self.clock)
+        else {
             return Ok(None);
         };
-        let (Name::Inet(local), Name::Inet(peer)) = (&socket.local, &socket.peer) else {
+        let device = interfaces.iter().find(|i| i.index == values.device);
+        let Some(shared) = &self.groups[values.group] else {
             return Ok(None);
         };
-        let shared = match &mut self.groups[values.group] {
-            Some(shared) => shared,
-            none => none.insert(Shared {
-                settings: fresh
-                    .differing(fd, common::sort(socket), socket.v6)
-                    .on("reading options", socket)?,
-                congestion: tcp::congestion(fd, socket)?,
-            }),
-        };
-        let device = match values.device {
-            0 => String::new(),
-            index => match interfaces.iter().find(|i| i.index == index) {
-                Some(interface) => interface.name.clone(),
-                None => return Ok(None),
-            },
-        };
+        if values.device != 0 && device.is_none() {
+            return Ok(None);
+        }
+        let fd = held.duplicate(owners)?;
         let common = Common {
-            holders: std::mem::take(holders),
+            holders: held.inside(owners),
             inode: socket.inode,
             v6: socket.v6,
             reuseaddr: values.reuseaddr,
             reuseport: values.reuseport,
-            device,
+            device: device.map_or_else(String::new, |i| i.name.clone()),
             sndbuf: values.sndbuf,
             rcvbuf: values.rcvbuf,
             buf_lock: values.buf_lock,
             settings: shared.settings.clone(),
             keys: socket.keys.clone(),
         };
-        let seq = values.snd_una;
-        Ok(Some(Tcp {
-            shut_read: socket.shutdown & 1 != 0,
-            snd_una: seq,
-            snd_nxt: seq,
-            write_seq: seq,
-            rcv_nxt: values.rcv_nxt,
-            mss: values.mss,
-            snd_mss: values.snd_mss,
-            wscale: values.wscale,
-            sack: values.sack,
-            timestamps: values.timestamps,
-            ecn: socket.ecn,
-            timestamp: clock.stamp(values.tsoffset, values.microseconds),
-            window: values.window,
-            peer_window: values.window.snd_wnd,
-            congestion: shared.congestion.clone(),
-            cwnd: values.cwnd,
-            ssthresh: values.ssthresh,
-            rtt: values.rtt,
-            window_clamp: values.window_clamp,
-            ..Tcp::between(common, *local, *peer)
-        }))
+        let tcp = match (&socket.local, &socket.peer) {
+            (Name::Inet(local), Name::Inet(peer)) if values.idle => Tcp {
+                shut_read: socket.shutdown & 1 != 0,
+                ecn: socket.ecn,
+                timestamp: clock.stamp(values.tsoffset, values.microseconds),
+                congestion: shared.congestion.clone(),
+                ..values.of(Tcp::between(common, *local, *peer))
+            },
+            _ => tcp::dump(&fd, common, socket)?,
+        };
+        Ok(Some((fd, tcp)))
+    }
+}
+
+impl Values {
+    /// Of an idle connection.
+    fn of(self, tcp: Tcp) -> Tcp {
+        Tcp {
+            snd_una: self.snd_una,
+            snd_nxt: self.snd_una,
+            write_seq: self.snd_una,
+            rcv_nxt: self.rcv_nxt,
+            mss: self.mss,
+            snd_mss: self.snd_mss,
+            wscale: self.wscale,
+            sack: self.sack,
+            timestamps: self.timestamps,
+            window: self.window,
+            peer_window: self.window.snd_wnd,
+            cwnd: self.cwnd,
+            ssthresh: self.ssthresh,
+            rtt: self.rtt,
+            window_clamp: self.window_clamp,
+            ..tcp
+        }
     }
 }
 

@@ -13,11 +13,10 @@ use nix::{
     sys::socket::{SockaddrStorage, connect},
 };
 
-use super::Idle;
+use super::Survey;
 use crate::{
     sock::{
         dump_here,
-        holders::Held,
         option::{Opt, Sort, TABLE, new_socket},
     },
     sys::sockopt,
@@ -61,24 +60,25 @@ fn pairs(count: usize) -> Vec<(TcpStream, TcpStream)> {
     (0..count).map(pair).collect()
 }
 
-fn dumped(idle: fn() -> Idle) -> Sockets {
+fn dumped(survey: fn() -> Survey) -> Sockets {
     let own = i32::try_from(std::process::id()).expect("a pid");
-    let held = Held::by(&[own]).expect("own sockets");
-    let (mut image, _kept) = dump_here(held, Engine::Criu, idle).expect("a dump");
+    let (mut image, _kept) = dump_here(&[own], Engine::Criu, survey).expect("a dump");
     image.tcp.sort_by_key(|tcp| tcp.common.inode);
     image
 }
 
-/// How many connections the pass has read.
-fn read_in_one_pass() -> usize {
-    Idle::read().connections.len()
+/// How many connections the pass has seen, and how many of them it has read.
+fn in_one_pass() -> (usize, usize) {
+    let survey = Survey::read();
+    let idle = survey.connections.iter().filter(|(_, values)| values.idle);
+    (survey.connections.len(), idle.count())
 }
 
 /// Both ways to read give the same image, but for the moment of a clock, and the second one leaves everything as it was.
 fn both_ways_agree() {
-    let before = dumped(Idle::default);
-    let one = dumped(Idle::read);
-    let other = dumped(Idle::default);
+    let before = dumped(Survey::default);
+    let one = dumped(Survey::read);
+    let other = dumped(Survey::default);
     assert_eq!(one.tcp.len(), other.tcp.len());
     for ((first, fast), slow) in before.tcp.iter().zip(&one.tcp).zip(&other.tcp) {
         let within = |clock: u32| {
@@ -130,7 +130,7 @@ fn what_one_pass_reads_is_what_system_calls_read() {
         all[10].1.shutdown(std::net::Shutdown::Write).expect("shut");
         thread::sleep(Duration::from_millis(100));
         // One end has what was not read, one has what was shut down, and its peer waits for it.
-        assert_eq!(read_in_one_pass(), 26 - 3);
+        assert_eq!(in_one_pass(), (26, 26 - 3));
         both_ways_agree();
     });
 }
@@ -194,7 +194,7 @@ fn an_option_that_one_connection_has_set_is_no_other_one_s() {
             .filter(|o| all.iter().any(|fd| o.read(&fd.as_fd()).is_some()))
             .map(|o| o.text)
             .collect();
-        assert!(read_in_one_pass() > all.len() * 9 / 10);
+        assert!(in_one_pass().1 > all.len() * 9 / 10);
         both_ways_agree();
         assert!(never.is_empty(), "{never:?}");
     });
@@ -204,8 +204,8 @@ fn an_option_that_one_connection_has_set_is_no_other_one_s() {
 fn other_namespaces_and_processes_are_left_alone() {
     alone(|| {
         let here = pairs(3);
-        assert_eq!(read_in_one_pass(), 6);
-        alone(|| assert_eq!(read_in_one_pass(), 0));
+        assert_eq!(in_one_pass(), (6, 6));
+        alone(|| assert_eq!(in_one_pass(), (0, 0)));
         drop(here);
     });
 }
