@@ -3,12 +3,14 @@
 mod beside;
 mod blackout;
 mod bundle;
+mod container;
 mod content;
 mod faults;
 mod gate;
 mod handoff;
 mod hold;
 mod keeper;
+mod load;
 mod machines;
 mod network;
 mod orphans;
