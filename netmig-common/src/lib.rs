@@ -9,6 +9,7 @@ mod counters;
 mod flow;
 mod mode;
 pub mod queues;
+pub mod survey;
 
 pub use counters::{COUNTED, Counters, Protocol, Tally, Unhandled};
 pub use flow::{Direction, FlowHint, FlowKey, FlowState, SCALE_ABSENT, SCALE_MAX, SCALE_UNKNOWN};
@@ -60,6 +61,8 @@ mod pod {
     unsafe impl aya::Pod for super::accept::Waiting {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::adrift::Asked {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::survey::Asked {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::queues::Asked {}
     // SAFETY: as above.

@@ -5,7 +5,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::args;
-use crate::{agent::paths, host};
+use crate::{agent::paths, host, sock};
 
 /// One line.
 #[derive(Serialize)]
@@ -88,12 +88,23 @@ pub fn run(args: &args::Check) -> Result<ExitCode> {
             "files cannot be copied while the container runs",
         ),
     ];
+    let slow = sock::slow_dump();
     let useful = [
         Line::new(
             "tcx",
             at_least(&facts.kernel, (6, 6)).then(|| "links".to_owned()),
             "the gate uses clsact filters, which are not pinned",
         ),
+        Line {
+            found: slow
+                .clone()
+                .unwrap_or_else(|| "connections are read in one pass".to_owned()),
+            ..Line::new(
+                "survey",
+                slow.is_none().then(String::new),
+                "every connection is read by some hundred system calls, within the blackout",
+            )
+        },
         Line::new("podman", tool("podman"), "podman containers"),
         Line::new("runc", tool("runc"), "runc containers"),
         Line::new("crun", tool("crun"), "crun containers"),

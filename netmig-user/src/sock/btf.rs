@@ -21,6 +21,18 @@ pub(super) struct Field {
 }
 
 impl Field {
+    /// The same in the aligned eight bytes that it lies in: where those begin, and it there; none: it is in two of them.
+    pub(super) fn in_word(self) -> Option<(usize, Self)> {
+        let begin = self.at & !7;
+        let shift = (self.at - begin) * 8 + self.shift;
+        let field = Self {
+            at: begin,
+            shift,
+            ..self
+        };
+        (shift + self.bits.clamp(1, 64) <= 64).then_some((begin as usize, field))
+    }
+
     /// Its value in the eight bytes that begin at `at`.
     pub(super) fn of(self, bytes: u64) -> u64 {
         let mask = u64::MAX >> (64 - self.bits.clamp(1, 64));

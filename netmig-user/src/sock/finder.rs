@@ -71,7 +71,11 @@ impl<'a> Finder<'a> {
         }
     }
 
-    pub(super) fn duplicate(&mut self, common: &Common, socket: &str) -> Result<OwnedFd, Error> {
+    pub(super) fn duplicate(
+        &mut self,
+        common: &Common,
+        socket: &impl ToString,
+    ) -> Result<OwnedFd, Error> {
         for holder in &common.holders {
             let Some(Place { pid, fd }) = (self.place)(holder) else {
                 continue;
@@ -79,7 +83,7 @@ impl<'a> Finder<'a> {
             let process = match self.processes.entry(pid) {
                 std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
                 std::collections::hash_map::Entry::Vacant(new) => {
-                    new.insert(PidFd::open(pid).on("opening its process", &socket)?)
+                    new.insert(PidFd::open(pid).on("opening its process", socket)?)
                 }
             };
             if let Ok(fd) = process.fd(fd) {
@@ -87,7 +91,7 @@ impl<'a> Finder<'a> {
             }
         }
         Err(Error::Missing {
-            socket: socket.to_owned(),
+            socket: socket.to_string(),
             holder: common.holders[0],
         })
     }

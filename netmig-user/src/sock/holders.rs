@@ -1,12 +1,17 @@
 //! Which process holds which socket.
 use std::{
     collections::{BTreeMap, HashMap},
-    fs, io,
-    os::fd::OwnedFd,
+    fs::{self, File},
+    io,
+    os::fd::{FromRawFd as _, OwnedFd},
 };
 
 use netmig_core::{image::v1::sock::Holder, socket::Owner};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, fcntl, readlinkat},
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
 
 use super::error::Error;
 use crate::sys::pidfd::PidFd;
@@ -44,6 +49,12 @@ impl Held {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(reading(dir)(e)),
             };
+            // From there on: each path from the root on would be looked up again.
+            let place = match File::open(&dir) {
+                Ok(place) => place,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(reading(dir)(e)),
+            };
             held.processes.insert(pid, (process, inner_pid(pid)?));
             for entry in entries {
                 let entry = entry.map_err(reading(dir.clone()))?;
@@ -51,14 +62,14 @@ impl Held {
                     continue;
                 };
                 // A descriptor of a running process may be closed before it is looked at.
-                let Ok(link) = fs::read_link(entry.path()) else {
+                let Ok(link) = readlinkat(&place, entry.file_name().as_os_str()) else {
                     continue;
                 };
                 if let Some(inode) = link.to_str().and_then(socket_inode) {
-                    held.sockets
-                        .entry(inode)
-                        .or_default()
-                        .push(Owner { pid, fd });
+                    let owners = held.sockets.entry(inode);
+                    // One, for most: there may be many sockets.
+                    let owners = owners.or_insert_with(|| Vec::with_capacity(1));
+                    owners.push(Owner { pid, fd });
                 }
             }
         }
@@ -104,14 +115,13 @@ impl Held {
 
     /// The owners with their pids inside the container.
     pub(super) fn inside(&self, owners: &[Owner]) -> Vec<Holder> {
-        owners
-            .iter()
-            .filter_map(|o| {
-                self.processes
-                    .get(&o.pid)
-                    .map(|&(_, pid)| Holder { pid, fd: o.fd })
-            })
-            .collect()
+        let mut holders = Vec::with_capacity(owners.len());
+        holders.extend(owners.iter().filter_map(|o| {
+            self.processes
+                .get(&o.pid)
+                .map(|&(_, pid)| Holder { pid, fd: o.fd })
+        }));
+        holders
     }
 }
 
@@ -120,12 +130,25 @@ pub(super) fn by_inner_pid(pids: &[i32]) -> Result<HashMap<i32, i32>, Error> {
     pids.iter().map(|&pid| Ok((inner_pid(pid)?, pid))).collect()
 }
 
-/// Raises the soft limit of descriptors to the hard one if `more` duplicates need it.
+/// Makes room for `more` duplicates: raises the soft limit of descriptors to the hard one if they need it, and lets the table of this process grow at
+/// once. By itself it doubles, and each time the kernel waits for all who may still look at the old one (expand_fdtable, synchronize_rcu).
 pub(super) fn make_room(more: usize) -> Result<(), Error> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(io::Error::from)?;
     let want = more as u64 + 1024;
     if soft < want && soft < hard {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(io::Error::from)?;
+    }
+    let last = want.min(soft.max(hard)).saturating_sub(1);
+    let any = File::open("/dev/null")?;
+    match fcntl(
+        &any,
+        FcntlArg::F_DUPFD_CLOEXEC(i32::try_from(last).unwrap_or(i32::MAX)),
+    ) {
+        // SAFETY: the kernel has just made this descriptor for us and nothing else knows it.
+        Ok(fd) => drop(unsafe { OwnedFd::from_raw_fd(fd) }),
+        // It is taken, or beyond the limit: then the table has that size, or as much as it may.
+        Err(Errno::EMFILE | Errno::EINVAL) => {}
+        Err(e) => return Err(io::Error::from(e).into()),
     }
     Ok(())
 }

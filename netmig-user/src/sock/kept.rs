@@ -1,18 +1,19 @@
 //! What the source keeps of a dump until the move is decided.
 use std::{
     collections::HashMap,
+    fmt,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
 use netmig_core::{
     image::v1::sock::{Common, Tcp},
-    socket::{Class, Engine, Row},
+    socket::{Class, Engine, Kind, Row},
 };
 
 use super::{
     accept, adrift, common,
-    diag::Found,
+    diag::{Found, Name},
     error::{Error, On},
     holders::Held,
     rows,
@@ -49,7 +50,9 @@ struct Seen {
 #[derive(Debug)]
 struct Socket {
     fd: OwnedFd,
-    name: String,
+    kind: Kind,
+    local: Name,
+    peer: Name,
     reuseaddr: i32,
     reuseport: i32,
 }
@@ -104,8 +107,7 @@ impl Kept {
     /// (tcp_close), so the tasks must never run again. Goes on after an error and reports them all.
     pub fn silence(self) -> Vec<Error> {
         let repair = |s: &Socket| {
-            sockopt::set_int(&s.fd, libc::SOL_TCP, libc::TCP_REPAIR, 1)
-                .on("entering TCP_REPAIR", &s.name)
+            sockopt::set_int(&s.fd, libc::SOL_TCP, libc::TCP_REPAIR, 1).on("entering TCP_REPAIR", s)
         };
         let accepted = self.accepted.iter().filter_map(|(fd, tcp)| {
             sockopt::set_int(fd, libc::SOL_TCP, libc::TCP_REPAIR, 1)
@@ -182,13 +184,12 @@ impl Kept {
         self.accepted.push((fd, tcp));
     }
 
-    pub(super) fn keep(&mut self, fd: OwnedFd, common: &Common, name: String) -> usize {
-        self.sockets.push(Socket::new(fd, common, name));
-        self.sockets.len() - 1
+    pub(super) fn keep(&mut self, fd: OwnedFd, common: &Common, found: &Found) {
+        self.sockets.push(Socket::new(fd, common, found));
     }
 
-    pub(super) fn keep_connecting(&mut self, fd: OwnedFd, common: &Common, name: String) {
-        self.connecting.push(Socket::new(fd, common, name));
+    pub(super) fn keep_connecting(&mut self, fd: OwnedFd, common: &Common, found: &Found) {
+        self.connecting.push(Socket::new(fd, common, found));
     }
 
     pub(super) fn fd(&self, slot: usize) -> &OwnedFd {
@@ -196,18 +197,26 @@ impl Kept {
     }
 }
 
+impl fmt::Display for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} -> {}", self.kind, self.local, self.peer)
+    }
+}
+
 impl Socket {
-    fn new(fd: OwnedFd, common: &Common, name: String) -> Self {
+    fn new(fd: OwnedFd, common: &Common, found: &Found) -> Self {
         Self {
             fd,
-            name,
+            kind: found.kind,
+            local: found.local.clone(),
+            peer: found.peer.clone(),
             reuseaddr: common.reuseaddr,
             reuseport: common.reuseport,
         }
     }
 
     fn undo(&self) -> Result<(), Error> {
-        let (fd, name) = (&self.fd, &self.name);
+        let (fd, name) = (&self.fd, self);
         if sockopt::int(fd, libc::SOL_TCP, libc::TCP_REPAIR).on("reading TCP_REPAIR", name)? != 0 {
             sockopt::set_int(fd, libc::SOL_TCP, libc::TCP_REPAIR, TCP_REPAIR_OFF_NO_WP)
                 .on("leaving TCP_REPAIR", name)?;

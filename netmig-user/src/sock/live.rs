@@ -292,7 +292,7 @@ impl Widened {
 fn reach(fd: &OwnedFd, edge: u32, name: &str) -> Result<(), Error> {
     let reuseaddr =
         sockopt::int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).on("reading SO_REUSEADDR", &name)?;
-    let repair = Repair::enter(fd, reuseaddr, name)?;
+    let repair = Repair::enter(fd, reuseaddr, &name)?;
     // struct tcp_repair_window: snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup.
     let mut window: [u32; 5] = sockopt::read(fd, libc::SOL_TCP, libc::TCP_REPAIR_WINDOW)
         .on("reading TCP_REPAIR_WINDOW", &name)?;

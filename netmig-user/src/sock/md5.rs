@@ -30,7 +30,7 @@ pub(super) fn keys(attribute: &[u8]) -> Option<Vec<Key>> {
 }
 
 /// Sets them on a socket.
-pub(super) fn set(fd: &OwnedFd, common: &Common, name: &str) -> Result<(), Error> {
+pub(super) fn set(fd: &OwnedFd, common: &Common, socket: &impl ToString) -> Result<(), Error> {
     const TCP_MD5SIG_EXT: i32 = 32;
     const PREFIX: u8 = 1;
     for key in &common.keys {
@@ -56,7 +56,7 @@ pub(super) fn set(fd: &OwnedFd, common: &Common, name: &str) -> Result<(), Error
         value[130..132].copy_from_slice(&len.to_ne_bytes());
         value[136..136 + key.key.len()].copy_from_slice(&key.key);
         sockopt::set(fd, libc::SOL_TCP, TCP_MD5SIG_EXT, &value)
-            .on("setting TCP_MD5SIG_EXT", &name)?;
+            .on("setting TCP_MD5SIG_EXT", socket)?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ mod btf;
 mod calm;
 mod common;
 mod connecting;
+mod cores;
 mod diag;
 mod error;
 mod finder;
@@ -31,16 +32,19 @@ mod rebuilt;
 mod repair;
 mod room;
 mod rows;
+mod starting;
+mod survey;
 mod tcp;
 mod udp;
 
-use std::{collections::HashSet, path::Path, time::Instant};
+use std::{collections::HashSet, os::fd::OwnedFd, path::Path, thread, time::Instant};
 
 use netmig_core::{
-    image::v1::sock::{Holder, Left, Sockets},
+    image::v1::sock::{Holder, Interface, Left, Sockets, Tcp},
     socket::{Class, Engine, Fate, Kind, Row, State},
 };
 
+use self::survey::Survey;
 pub use self::{
     accept::supported as accept_queues_move,
     calm::{Calmed, calm, rouse, timers},
@@ -50,7 +54,7 @@ pub use self::{
     kept::Kept,
     live::{Live, Look, Need, Widened, live, received, resend, tell_windows, widen},
     make::{Made, make, portable},
-    rebuilt::{Opened, Rebuilt},
+    rebuilt::{Opened, Rebuilt, Spent},
     room::{Room, Rooms},
 };
 use crate::sys::netns::within;
@@ -87,15 +91,28 @@ pub fn dump(netns: &Path, pids: &[i32]) -> Result<(Sockets, Kept), Error> {
 /// As there; and if something was handed over that the image cannot hold.
 pub fn dump_under(netns: &Path, pids: &[i32], engine: Engine) -> Result<(Sockets, Kept), Error> {
     within(netns, || {
-        let (image, mut kept) = dump_here(holders::Held::by(pids)?, engine)?;
+        let (image, mut kept) = dump_here(pids, engine, Survey::read)?;
         kept.lived_in(netns);
         Ok((image, kept))
     })
 }
 
-fn dump_here(held: holders::Held, engine: Engine) -> Result<(Sockets, Kept), Error> {
+/// `survey`: reads what needs no system calls for every connection.
+fn dump_here(
+    pids: &[i32],
+    engine: Engine,
+    survey: fn() -> Survey,
+) -> Result<(Sockets, Kept), Error> {
     let listed = Instant::now();
-    let found = diag::all()?;
+    let (held, found, mut survey) = thread::scope(|scope| {
+        let held = scope.spawn(|| holders::Held::by(pids));
+        let found = diag::all();
+        let survey = survey();
+        match held.join() {
+            Ok(held) => Ok::<_, Error>((held?, found?, survey)),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })?;
     let mut image = Sockets {
         kernel: common::kernel()?,
         interfaces: common::interfaces()?,
@@ -104,12 +121,26 @@ fn dump_here(held: holders::Held, engine: Engine) -> Result<(Sockets, Kept), Err
     let mut kept = Kept::default();
     let mut fresh = option::Fresh::default();
     let mut groups = groups::Groups::default();
+    image
+        .tcp
+        .reserve_exact(found.iter().filter(|f| f.kind == Kind::Tcp).count());
     let waiting = take_waiting(&found, &held, &mut image, &mut kept, &mut fresh)?;
     kept.adrift(adrift::dump(
         found.iter().filter(|f| f.kind == Kind::Tcp && f.inode == 0),
         &mut image,
     )?);
-    for socket in found.iter().filter(|f| !waiting.contains(&f.ends())) {
+    survey.settle(&found, &held, &mut fresh)?;
+    // A part at a time, for the sake of the memory.
+    let mut surveyed = Vec::new().into_iter();
+    for (i, socket) in found.iter().enumerate() {
+        if i % PART == 0 {
+            let part = &found[i..found.len().min(i + PART)];
+            surveyed = self::surveyed(part, &held, &survey, &image.interfaces).into_iter();
+        }
+        let surveyed = surveyed.next().transpose()?.flatten();
+        if waiting.contains(&socket.ends()) {
+            continue;
+        }
         let Some(owned) = held.get(socket.inode) else {
             let row = rows::row(socket, &held, engine)?;
             if !matches!(row.class, Class::Kernel | Class::Foreign)
@@ -123,17 +154,24 @@ fn dump_here(held: holders::Held, engine: Engine) -> Result<(Sockets, Kept), Err
         let class = rows::classify(socket, &held);
         match class {
             Class::TcpEstablished | Class::TcpCloseWait | Class::TcpShut => {
-                let fd = held.duplicate(owned)?;
-                let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
-                let slot = kept.keep(fd, &common, socket.to_string());
-                image.tcp.push(tcp::dump(kept.fd(slot), common, socket)?);
+                let (fd, tcp) = match surveyed {
+                    Some(surveyed) => surveyed,
+                    None => {
+                        let fd = held.duplicate(owned)?;
+                        let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
+                        let tcp = tcp::dump(&fd, common, socket)?;
+                        (fd, tcp)
+                    }
+                };
+                kept.keep(fd, &tcp.common, socket);
+                image.tcp.push(tcp);
             }
             Class::TcpSynSent if engine == Engine::Criu => {
                 let fd = held.duplicate(owned)?;
                 let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
                 match connecting::dump(&fd, common, socket, listed)? {
                     Some(connecting) => {
-                        kept.keep_connecting(fd, &connecting.common, socket.to_string());
+                        kept.keep_connecting(fd, &connecting.common, socket);
                         image.connecting.push(connecting);
                     }
                     None => image.left.push(Left {
@@ -176,6 +214,28 @@ fn dump_here(held: holders::Held, engine: Engine) -> Result<(Sockets, Kept), Err
         kept.saw(found, unlisted, held, engine);
     }
     Ok((image, kept))
+}
+
+/// Connections that are read at once.
+const PART: usize = 512;
+
+/// The connections that the survey knows, in the order of `found`, read on all processors.
+fn surveyed(
+    found: &[diag::Found],
+    held: &holders::Held,
+    survey: &Survey,
+    interfaces: &[Interface],
+) -> Vec<Result<Option<(OwnedFd, Tcp)>, Error>> {
+    let one = |socket: &diag::Found| match rows::classify(socket, held) {
+        Class::TcpEstablished | Class::TcpCloseWait | Class::TcpShut => {
+            survey.dump(socket, held, interfaces)
+        }
+        _ => Ok(None),
+    };
+    cores::parts(found, |part| part.iter().map(one).collect::<Vec<_>>())
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Reads the connections that wait in accept queues; says which those are.
@@ -236,13 +296,24 @@ fn left(row: &Row) -> Left {
     }
 }
 
+/// Why every value of a connection is read by a system call on this host, some hundred for each; none: one pass reads them all. The first call
+/// takes long: it belongs before a freeze, and [`rows`] makes it.
+pub fn slow_dump() -> Option<String> {
+    survey::unreadable()
+}
+
 /// Loads what a [`restore`] may need into the kernel: some 0.1 s that do not belong into a blackout.
 ///
 /// # Errors
 /// If the kernel refuses a program; a restore then tries again, and names what it loses.
 pub fn prepare() -> Result<(), Error> {
+    // As many as a process has in most places; a restore makes more room if it needs it.
+    holders::make_room(ROOM)?;
     accept::prepare()
 }
+
+/// Descriptors of connections that a restore finds room for at once.
+const ROOM: usize = 12_000;
 
 /// Rebuilds the image's sockets in the descriptors that the engine has restored (closed and shut down) in the stopped tasks `pids`,
 /// which are found by their pid inside the container. The gate is closed. Nothing leaves, nothing is left in repair.

@@ -2,7 +2,11 @@
 //!
 //! What was on its way between the two is gone: the gate is closed on `lo` too. But both ends are known, so nothing has to be guessed:
 //! what the one has received is acknowledged for the other, and the rest counts as never sent.
-use std::{collections::HashMap, thread, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    thread,
+    time::Duration,
+};
 
 use netmig_core::image::v1::sock::Tcp;
 
@@ -39,8 +43,11 @@ pub(super) fn reconcile(
 }
 
 fn find(tcp: &[Tcp]) -> Vec<(u32, u32)> {
+    let own: HashSet<_> = tcp.iter().map(|t| t.local.canonical().ip).collect();
+    let inner = |t: &Tcp| own.contains(&t.peer.canonical().ip);
     let ends: HashMap<_, _> = (0..)
         .zip(tcp)
+        .filter(|(_, t)| inner(t))
         .map(|(i, t)| ((t.local.canonical(), t.peer.canonical()), i))
         .collect();
     let facing = |t: &Tcp| {
@@ -49,6 +56,7 @@ fn find(tcp: &[Tcp]) -> Vec<(u32, u32)> {
     };
     (0..)
         .zip(tcp)
+        .filter(|(_, t)| inner(t))
         .filter_map(|(i, t)| facing(t).filter(|&j| i < j).map(|j| (i, j)))
         .collect()
 }

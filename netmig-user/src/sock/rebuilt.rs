@@ -1,30 +1,31 @@
 //! What a restore has rebuilt at the target, until it is open.
 use std::{
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use netmig_core::image::v1::{
     conntrack::Translated,
-    sock::{Datagram, Interface, Membership, Sockets, Tcp, TcpState},
+    sock::{Datagram, Interface, Membership, Sockets, Tcp},
 };
-use nix::sys::socket::{Shutdown, shutdown};
 
 use super::{
     accept,
     adrift::{self, Orphan},
-    common, connecting,
+    common, connecting, cores,
     error::{Error, On},
     finder::{Finder, Placed, State},
     groups,
     holders::make_room,
     inject::Injector,
     listen,
-    option::{self, Refused, When},
+    option::Refused,
+    starting::{Starting, start},
     tcp::{self, Kernels},
     udp,
 };
@@ -44,17 +45,29 @@ pub struct Rebuilt {
     orphans: Mutex<Vec<Orphan>>,
     lost: Vec<String>,
     inner_open: AtomicBool,
+    spent: Spent,
+}
+
+/// How long the connections took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Until all descriptors were found.
+    pub found: Duration,
+    /// From then on until all stood in repair, with what had left in their queues.
+    pub rebuilt: Duration,
+    /// From then on until all had left repair, with everything.
+    pub released: Duration,
 }
 
 #[derive(Debug)]
-struct Connection {
-    fd: OwnedFd,
+pub(super) struct Connection {
+    pub(super) fd: OwnedFd,
     /// Without its queues.
-    tcp: Tcp,
+    pub(super) tcp: Tcp,
     /// Bytes that went in as sent.
-    flight: Vec<u8>,
+    pub(super) flight: Vec<u8>,
     /// Both ends are in the container.
-    inner: bool,
+    pub(super) inner: bool,
 }
 
 /// Where a datagram goes.
@@ -146,8 +159,8 @@ impl Rebuilt {
                 failed = failed.or(ends.start(&mut injector, false).err());
                 orphan.close();
             }
-            let outer = self.connections.iter().filter(|c| !c.inner);
-            let opened = start(outer, &mut injector, later);
+            let outer: Vec<_> = self.connections.iter().filter(|c| !c.inner).collect();
+            let opened = start(&outer, translated, later);
             match failed {
                 None => opened.map(|o| Opened { datagrams, ..o }),
                 Some(e) => Err(e),
@@ -167,11 +180,8 @@ impl Rebuilt {
             return Ok(Opened::default());
         }
         within(&self.netns, || {
-            start(
-                self.connections.iter().filter(|c| c.inner),
-                &mut Injector::default(),
-                &|_| false,
-            )
+            let inner: Vec<_> = self.connections.iter().filter(|c| c.inner).collect();
+            start(&inner, &[], &|_| false)
         })
     }
 
@@ -183,6 +193,11 @@ impl Rebuilt {
     /// Connections that could not be rebuilt, and why.
     pub fn lost(&self) -> &[String] {
         &self.lost
+    }
+
+    /// How long it took; nothing if they were adopted.
+    pub fn spent(&self) -> Spent {
+        self.spent
     }
 
     /// How many connections.
@@ -200,7 +215,9 @@ impl Rebuilt {
             source: image.kernel,
             here: common::kernel()?,
         };
+        let began = Instant::now();
         let mut rebuilt = Self::find(netns, image, place, State::Closed)?;
+        rebuilt.spent.found = began.elapsed();
         let built = rebuilt.build_all(image, kernels);
         if let Err(e) = built {
             for c in &rebuilt.connections {
@@ -233,18 +250,17 @@ impl Rebuilt {
     }
 
     fn build_all(&mut self, image: &Sockets, kernels: Kernels) -> Result<(), Error> {
-        for (c, tcp) in self.connections.iter().zip(&image.tcp) {
-            self.refused.extend(tcp::rebuild(
-                &c.fd,
-                tcp,
-                [c.tcp.local, c.tcp.peer],
-                kernels,
-            )?);
-        }
+        let all: Vec<_> = self.connections.iter().zip(&image.tcp).collect();
+        let began = Instant::now();
+        self.refused.extend(each(&all, |c, tcp| {
+            tcp::rebuild(&c.fd, tcp, [c.tcp.local, c.tcp.peer], kernels)
+        })?);
+        let rebuilt = Instant::now();
         // Only now: an end of an inner connection that leaves repair before the other end is there would be answered with RST.
-        for (c, tcp) in self.connections.iter().zip(&image.tcp) {
-            self.refused.extend(tcp::release(&c.fd, tcp)?);
-        }
+        self.refused
+            .extend(each(&all, |c, tcp| tcp::release(&c.fd, tcp))?);
+        self.spent.rebuilt = rebuilt - began;
+        self.spent.released = rebuilt.elapsed();
         Ok(())
     }
 
@@ -258,7 +274,7 @@ impl Rebuilt {
         let interfaces = common::interfaces()?;
         let here = |end| common::rescope(end, &image.interfaces, &interfaces);
         for connecting in &image.connecting {
-            let fd = found.duplicate(&connecting.common, &connecting.to_string())?;
+            let fd = found.duplicate(&connecting.common, connecting)?;
             let ends = [here(connecting.local), here(connecting.peer)];
             self.refused
                 .extend(connecting::restore(&fd, connecting, ends, kernels)?);
@@ -296,24 +312,31 @@ impl Rebuilt {
         make_room(image.tcp.len())?;
         let interfaces = common::interfaces()?;
         let here = |end| common::rescope(end, &image.interfaces, &interfaces);
-        let mut found = Finder::new(place);
-        let mut connections = Vec::with_capacity(image.tcp.len());
-        for tcp in &image.tcp {
-            let fd = found.duplicate(&tcp.common, &tcp.to_string())?;
+        let connection = |found: &mut Finder<'_>, tcp: &Tcp| {
+            let fd = found.duplicate(&tcp.common, tcp)?;
             state.expect(&fd, tcp)?;
-            let flight = tcp::split(tcp).0.to_vec();
             let head = Tcp {
                 local: here(tcp.local),
                 peer: here(tcp.peer),
                 ..tcp.head()
             };
-            connections.push(Connection {
+            Ok(Connection {
                 fd,
                 tcp: head,
-                flight,
+                flight: tcp::split(tcp).0.to_vec(),
                 inner: false,
-            });
+            })
+        };
+        let mut connections = Vec::with_capacity(image.tcp.len());
+        for part in cores::parts(&image.tcp, |part| {
+            let mut found = Finder::new(place);
+            part.iter()
+                .map(|tcp| connection(&mut found, tcp))
+                .collect::<Result<Vec<_>, Error>>()
+        }) {
+            connections.extend(part?);
         }
+        let mut found = Finder::new(place);
         let waiting = image.waiting.iter().map(|tcp| Tcp {
             local: here(tcp.local),
             peer: here(tcp.peer),
@@ -358,105 +381,25 @@ impl Rebuilt {
             orphans: Mutex::default(),
             lost: Vec::new(),
             inner_open: AtomicBool::new(false),
+            spent: Spent::default(),
         })
     }
 }
 
-/// Own data first, then the peer, then the question for lost ACKs: the order that was measured to be the quickest.
-fn start<'a>(
-    connections: impl Iterator<Item = &'a Connection>,
-    injector: &mut Injector,
-    later: &dyn Fn(&Tcp) -> bool,
-) -> Result<Opened, Error> {
-    let mut opened = Opened::default();
-    let mut failed = None;
-    for c in connections {
-        opened.connections += 1;
-        let starting = Starting {
-            fd: &c.fd,
-            tcp: &c.tcp,
-            flight: &c.flight,
-            inner: c.inner,
-        };
-        match starting.start(injector, later(&c.tcp)) {
-            Ok(probed) => opened.probed += usize::from(probed),
-            Err(e) => failed = failed.or(Some(e)),
+/// Does something with every connection, on all processors; the first error if there are any.
+fn each(
+    all: &[(&Connection, &Tcp)],
+    one: impl Fn(&Connection, &Tcp) -> Result<Vec<Refused>, Error> + Sync,
+) -> Result<Vec<Refused>, Error> {
+    let mut refused = Vec::new();
+    for part in cores::parts(all, |part| {
+        let mut refused = Vec::new();
+        for (c, tcp) in part {
+            refused.extend(one(c, tcp)?);
         }
+        Ok::<_, Error>(refused)
+    }) {
+        refused.extend(part?);
     }
-    failed.map_or(Ok(opened), Err)
-}
-
-/// A connection at its opening.
-struct Starting<'a> {
-    fd: &'a OwnedFd,
-    tcp: &'a Tcp,
-    flight: &'a [u8],
-    inner: bool,
-}
-
-impl Starting<'_> {
-    fn start(&self, injector: &mut Injector, later: bool) -> Result<bool, Error> {
-        let tcp = self.tcp;
-        let refused = option::apply(self.fd, &tcp.common.settings, When::Open, tcp);
-        // A window far below what the peer has offered before is one that a drain has shrunk, or one that may have opened meanwhile.
-        let probe =
-            !self.inner && (tcp.in_flight() > 0 || tcp.peer_window < tcp.window.max_window / 2);
-        // What is sent once more must come before our FIN: both ends may be gone right after that, and would answer with RST.
-        let ending = tcp.state.fin_written() && tcp.state != TcpState::FinWait2;
-        if probe && ending {
-            self.ask(injector)?;
-        }
-        // Which FIN came first decides between LAST_ACK and CLOSING.
-        if matches!(tcp.state, TcpState::CloseWait | TcpState::LastAck) {
-            injector.fin(tcp).on("delivering the peer's FIN", tcp)?;
-        }
-        if tcp.state.fin_written() {
-            shutdown(self.fd.as_raw_fd(), Shutdown::Write).on("shutting it down", tcp)?;
-        }
-        // In LAST_ACK the peer's FIN has told it, and the answer to ours may have ended the connection: what comes then draws a RST.
-        if (tcp.peer_window > 0 && tcp.state != TcpState::LastAck)
-            || tcp.state == TcpState::FinWait2
-        {
-            injector
-                .window(tcp)
-                .on("telling it the peer's window", tcp)?;
-        }
-        match tcp.state {
-            TcpState::FinWait2 => injector
-                .fin_acknowledged(tcp)
-                .on("delivering the ACK of its FIN", tcp)?,
-            TcpState::Closing => injector.fin(tcp).on("delivering the peer's FIN", tcp)?,
-            _ => {}
-        }
-        if tcp.shut_read && !tcp.state.fin_received() {
-            shutdown(self.fd.as_raw_fd(), Shutdown::Read)
-                .on("shutting it down for reading", tcp)?;
-        }
-        // An inner peer knows already. One that has sent its FIN sends no more; and that connection may be over by now, and would
-        // answer with RST.
-        if !self.inner && !later && !tcp.state.fin_received() {
-            injector
-                .keepalive(tcp)
-                .on("making it tell its window", tcp)?;
-        }
-        if probe && !ending {
-            self.ask(injector)?;
-        }
-        match refused.into_iter().next() {
-            Some(Refused { source, .. }) => Err(source).on("setting a timer option", tcp),
-            None => Ok(probe),
-        }
-    }
-
-    /// Asks its peer for an ACK, and sends what was in flight once more.
-    fn ask(&self, injector: &mut Injector) -> Result<(), Error> {
-        let tcp = self.tcp;
-        let stamp = tcp::stamp(self.fd, tcp)?;
-        injector
-            .probe(tcp, stamp)
-            .on("asking its peer for an ACK", tcp)?;
-        injector
-            .resend(tcp, stamp, self.flight)
-            .on("sending what was in flight once more", tcp)
-    }
+    Ok(refused)
 }

@@ -1,5 +1,8 @@
 //! A socket in TCP_REPAIR: its sequence numbers and queues.
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::{
+    fmt,
+    os::fd::{AsRawFd, OwnedFd},
+};
 
 use nix::sys::socket::{MsgFlags, recv, send};
 
@@ -19,12 +22,16 @@ const CHUNK: usize = 32 << 10;
 pub(super) struct Repair<'a> {
     pub(super) fd: &'a OwnedFd,
     reuseaddr: i32,
-    pub(super) name: &'a str,
+    pub(super) name: &'a dyn fmt::Display,
     inside: bool,
 }
 
 impl<'a> Repair<'a> {
-    pub(super) fn enter(fd: &'a OwnedFd, reuseaddr: i32, name: &'a str) -> Result<Self, Error> {
+    pub(super) fn enter(
+        fd: &'a OwnedFd,
+        reuseaddr: i32,
+        name: &'a dyn fmt::Display,
+    ) -> Result<Self, Error> {
         sockopt::set_int(fd, TCP, libc::TCP_REPAIR, 1).on("entering TCP_REPAIR", &name)?;
         Ok(Self {
             fd,
@@ -71,7 +78,7 @@ impl<'a> Repair<'a> {
             .on("reading a queue", &self.name)?;
             if got != len {
                 return Err(Error::Short {
-                    socket: self.name.to_owned(),
+                    socket: self.name.to_string(),
                     queue,
                     got,
                     want: len,
@@ -115,9 +122,12 @@ impl Drop for Repair<'_> {
 }
 
 /// Leaves repair without a window probe and sets SO_REUSEADDR, which that clears.
-pub(super) fn leave(fd: &OwnedFd, reuseaddr: i32, name: &str) -> Result<(), Error> {
+pub(super) fn leave(fd: &OwnedFd, reuseaddr: i32, name: &dyn fmt::Display) -> Result<(), Error> {
     sockopt::set_int(fd, TCP, libc::TCP_REPAIR, TCP_REPAIR_OFF_NO_WP)
         .on("leaving TCP_REPAIR", &name)?;
+    if reuseaddr == 0 {
+        return Ok(());
+    }
     sockopt::set_int(fd, SOL, libc::SO_REUSEADDR, reuseaddr).on("setting SO_REUSEADDR", &name)
 }
 
@@ -126,7 +136,7 @@ pub(super) fn write(
     fd: &OwnedFd,
     bytes: &[u8],
     queue: &'static str,
-    name: &str,
+    name: &dyn fmt::Display,
 ) -> Result<(), Error> {
     let mut done = 0;
     while done < bytes.len() {
@@ -138,7 +148,7 @@ pub(super) fn write(
         ) {
             Ok(0) | Err(nix::Error::EAGAIN) => {
                 return Err(Error::Short {
-                    socket: name.to_owned(),
+                    socket: name.to_string(),
                     queue,
                     got: done,
                     want: bytes.len(),

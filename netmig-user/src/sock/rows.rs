@@ -9,6 +9,7 @@ use super::{
     error::Error,
     holders::Held,
     option::{self, Fresh},
+    survey,
 };
 use crate::sys::sockopt;
 
@@ -17,6 +18,9 @@ pub(super) fn rows(held: &Held, engine: Engine) -> Result<Vec<Row>, Error> {
     // What the kernel has to be asked once is asked now, and not in a blackout.
     if !adrift::readable() || !accept::supported() {
         tracing::debug!("this kernel does not let all sockets move that no process holds");
+    }
+    if let Some(why) = survey::unreadable() {
+        tracing::debug!("every value of a connection is read by a system call: {why}");
     }
     let found = diag::all()?;
     let mut fresh = Fresh::default();

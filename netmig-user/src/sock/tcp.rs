@@ -7,7 +7,7 @@
 //! What had left goes in as sent, to the last byte: a peer that has received more than our snd_nxt is not heard, neither its ACKs nor its
 //! data (tcp_ack, "ACK of unsent data"), and if the congestion window, 10 after a restore, does not let the difference go, neither side
 //! ever gets on. The stack does not find restored segments lost either, for they carry no send time: the opening sends them once more
-//! by itself (see `inject`). The peer's window goes in as 0: so nothing leaves before the opening tells it.
+//! by itself (see `inject`). The peer's window goes in as 0, where there is anything to send: so nothing leaves before the opening tells it.
 use std::{io, os::fd::OwnedFd};
 
 use netmig_core::{
@@ -52,11 +52,7 @@ pub(super) fn dump(fd: &OwnedFd, common: Common, socket: &Found) -> Result<Tcp, 
 /// Reads everything that changes while packets arrive.
 pub(super) fn refresh(fd: &OwnedFd, tcp: &mut Tcp) -> Result<(), Error> {
     let name = tcp.to_string();
-    let congestion =
-        sockopt::bytes(fd, TCP, libc::TCP_CONGESTION, 16).on("reading TCP_CONGESTION", &name)?;
-    tcp.congestion = String::from_utf8_lossy(&congestion)
-        .trim_end_matches('\0')
-        .to_owned();
+    tcp.congestion = congestion(fd, tcp)?;
     tcp.window_clamp =
         sockopt::read(fd, TCP, libc::TCP_WINDOW_CLAMP).on("reading TCP_WINDOW_CLAMP", &name)?;
     // With an offset MSG_PEEK would begin there. TCP has none before 6.9 (sk_getsockopt: no set_peek_off).
@@ -74,6 +70,14 @@ pub(super) fn refresh(fd: &OwnedFd, tcp: &mut Tcp) -> Result<(), Error> {
         sockopt::set_int(fd, SOL, SO_PEEK_OFF, peek).on("setting SO_PEEK_OFF back", &name)?;
     }
     read.and(left)
+}
+
+/// The name of its congestion control.
+pub(super) fn congestion(fd: &OwnedFd, socket: &impl ToString) -> Result<String, Error> {
+    let name =
+        sockopt::bytes(fd, TCP, libc::TCP_CONGESTION, 16).on("reading TCP_CONGESTION", socket)?;
+    let name = String::from_utf8_lossy(&name);
+    Ok(name.trim_end_matches('\0').to_owned())
 }
 
 /// Reads the queues of a connection that is known by its ends.
@@ -102,7 +106,7 @@ fn read(repair: &Repair<'_>, tcp: &mut Tcp) -> Result<(), Error> {
         State::LastAck => TcpState::LastAck,
         other => {
             return Err(Error::Changed {
-                socket: name.to_owned(),
+                socket: name.to_string(),
                 state: format!("{other:?}"),
             });
         }
@@ -164,25 +168,36 @@ pub(super) fn rebuild(
     ends: [Endpoint; 2],
     kernels: Kernels,
 ) -> Result<Vec<Refused>, Error> {
-    let name = tcp.to_string();
     let common = &tcp.common;
     let timestamp = kernels.translate(tcp)?;
-    sockopt::disconnect(fd).on("disconnecting", &name)?;
-    // The timers that could end the connection behind the closed gate come at the opening.
-    sockopt::set_int(fd, SOL, libc::SO_KEEPALIVE, 0).on("setting SO_KEEPALIVE", &name)?;
-    sockopt::set_int(fd, TCP, libc::TCP_USER_TIMEOUT, 0).on("setting TCP_USER_TIMEOUT", &name)?;
+    sockopt::disconnect(fd).on("disconnecting", tcp)?;
+    // The timers that could end the connection behind the closed gate come at the opening. An engine has set those that the image has.
+    for (level, name, call) in [
+        (SOL, libc::SO_KEEPALIVE, "setting SO_KEEPALIVE"),
+        (TCP, libc::TCP_USER_TIMEOUT, "setting TCP_USER_TIMEOUT"),
+    ] {
+        if common
+            .settings
+            .iter()
+            .any(|s| (s.level, s.name) == (level, name))
+        {
+            sockopt::set_int(fd, level, name, 0).on(call, tcp)?;
+        }
+    }
     sockopt::set_int(fd, SOL, libc::SO_REUSEPORT, common.reuseport)
-        .on("setting SO_REUSEPORT", &name)?;
+        .on("setting SO_REUSEPORT", tcp)?;
     if !common.device.is_empty() {
         sockopt::set(fd, SOL, libc::SO_BINDTODEVICE, common.device.as_bytes())
-            .on("setting SO_BINDTODEVICE", &name)?;
+            .on("setting SO_BINDTODEVICE", tcp)?;
     }
-    let mut refused = option::apply(fd, &common.settings, When::First, &name);
-    md5::set(fd, common, &name)?;
+    let mut refused = option::apply(fd, &common.settings, When::First, tcp);
+    md5::set(fd, common, tcp)?;
 
-    let repair = Repair::enter(fd, common.reuseaddr, &name)?;
-    force_buffers(fd, tcp, &name)?;
+    let repair = Repair::enter(fd, common.reuseaddr, tcp)?;
     let (sent, _) = split(tcp);
+    if !(tcp.recv.is_empty() && tcp.send.is_empty()) {
+        force_buffers(fd, tcp)?;
+    }
     repair.set_seq(TCP_SEND_QUEUE, tcp.snd_una)?;
     repair.set_seq(
         TCP_RECV_QUEUE,
@@ -193,62 +208,71 @@ pub(super) fn rebuild(
     {
         refused.push(Refused {
             option: format!("TCP_CONGESTION {}", tcp.congestion),
-            socket: name.clone(),
+            socket: tcp.to_string(),
             source,
         });
     }
     sockopt::set_u32(fd, TCP, libc::TCP_MAXSEG, tcp.mss.clamp(88, 32767))
-        .on("setting TCP_MAXSEG", &name)?;
-    bind(fd.as_raw_fd(), common::address(ends[0]).as_ref()).on("binding", &name)?;
-    connect(fd.as_raw_fd(), common::address(ends[1]).as_ref()).on("connecting in repair", &name)?;
-    set_negotiated(fd, tcp, &name)?;
-    sockopt::set_u32(fd, TCP, libc::TCP_TIMESTAMP, timestamp).on("setting TCP_TIMESTAMP", &name)?;
-    repair.refill(TCP_RECV_QUEUE, &tcp.recv)?;
-    repair.refill(TCP_SEND_QUEUE, sent)?;
-    repair.queue(TCP_NO_QUEUE)?;
+        .on("setting TCP_MAXSEG", tcp)?;
+    bind(fd.as_raw_fd(), common::address(ends[0]).as_ref()).on("binding", tcp)?;
+    connect(fd.as_raw_fd(), common::address(ends[1]).as_ref()).on("connecting in repair", tcp)?;
+    set_negotiated(fd, tcp)?;
+    sockopt::set_u32(fd, TCP, libc::TCP_TIMESTAMP, timestamp).on("setting TCP_TIMESTAMP", tcp)?;
+    if !(tcp.recv.is_empty() && sent.is_empty()) {
+        repair.refill(TCP_RECV_QUEUE, &tcp.recv)?;
+        repair.refill(TCP_SEND_QUEUE, sent)?;
+        repair.queue(TCP_NO_QUEUE)?;
+    }
     let w = tcp.window;
     let window = [
         w.snd_wl1,
-        0,
+        if knows_window(tcp) {
+            tcp.peer_window
+        } else {
+            0
+        },
         w.max_window.max(tcp.peer_window),
         w.rcv_wnd,
         w.rcv_wup,
     ];
     sockopt::set_value(fd, TCP, libc::TCP_REPAIR_WINDOW, &window)
-        .on("setting TCP_REPAIR_WINDOW", &name)?;
+        .on("setting TCP_REPAIR_WINDOW", tcp)?;
     repair.stay();
     Ok(refused)
 }
 
+/// Whether a rebuilt connection knows its peer's window from the first: it has nothing that could leave before the opening.
+pub(super) fn knows_window(tcp: &Tcp) -> bool {
+    tcp.state == TcpState::Established && tcp.snd_una == tcp.write_seq
+}
+
 /// Second half of a restore: leaves repair behind the closed gate and writes what had not been sent.
 pub(super) fn release(fd: &OwnedFd, tcp: &Tcp) -> Result<Vec<Refused>, Error> {
-    let name = tcp.to_string();
-    repair::leave(fd, tcp.common.reuseaddr, &name)?;
+    repair::leave(fd, tcp.common.reuseaddr, tcp)?;
     // rcv_ssthresh is not part of the repair state: the clamp going up raises it to the window that was offered
     // (tcp_set_window_clamp), and so the window does not have to grow anew.
     for clamp in [1 << 30, tcp.window_clamp] {
         sockopt::set_u32(fd, TCP, libc::TCP_WINDOW_CLAMP, clamp)
-            .on("setting TCP_WINDOW_CLAMP", &name)?;
+            .on("setting TCP_WINDOW_CLAMP", tcp)?;
     }
-    let refused = option::apply(fd, &tcp.common.settings, When::Connected, &name);
+    let refused = option::apply(fd, &tcp.common.settings, When::Connected, tcp);
     let (_, unsent) = split(tcp);
-    write(fd, unsent, "send", &name)?;
-    sockopt::set_u32(fd, TCP, libc::TCP_MAXSEG, 0).on("releasing TCP_MAXSEG", &name)?;
+    write(fd, unsent, "send", tcp)?;
+    sockopt::set_u32(fd, TCP, libc::TCP_MAXSEG, 0).on("releasing TCP_MAXSEG", tcp)?;
     sockopt::set_int(fd, SOL, libc::SO_SNDBUFFORCE, tcp.common.sndbuf / 2)
-        .on("setting SO_SNDBUFFORCE", &name)?;
+        .on("setting SO_SNDBUFFORCE", tcp)?;
     sockopt::set_int(fd, SOL, libc::SO_RCVBUFFORCE, tcp.common.rcvbuf / 2)
-        .on("setting SO_RCVBUFFORCE", &name)?;
+        .on("setting SO_RCVBUFFORCE", tcp)?;
     sockopt::set_int(fd, SOL, SO_BUF_LOCK, tcp.common.buf_lock & 3)
-        .on("setting SO_BUF_LOCK", &name)?;
+        .on("setting SO_BUF_LOCK", tcp)?;
     Ok(refused)
 }
 
 /// Gives a half-built socket back as the engine made it: closed. In repair this sends nothing.
 pub(super) fn discard(fd: &OwnedFd, tcp: &Tcp) -> Result<(), Error> {
-    let name = tcp.to_string();
-    sockopt::set_int(fd, TCP, libc::TCP_REPAIR, 1).on("entering TCP_REPAIR", &name)?;
-    sockopt::disconnect(fd).on("disconnecting", &name)?;
-    repair::leave(fd, tcp.common.reuseaddr, &name)
+    sockopt::set_int(fd, TCP, libc::TCP_REPAIR, 1).on("entering TCP_REPAIR", tcp)?;
+    sockopt::disconnect(fd).on("disconnecting", tcp)?;
+    repair::leave(fd, tcp.common.reuseaddr, tcp)
 }
 
 /// The stamp that the connection would send now.
@@ -331,7 +355,7 @@ pub(super) struct Info {
     snd_cwnd: u32,
 }
 
-fn set_negotiated(fd: &OwnedFd, tcp: &Tcp, name: &str) -> Result<(), Error> {
+fn set_negotiated(fd: &OwnedFd, tcp: &Tcp) -> Result<(), Error> {
     const MSS: u32 = 2;
     const WINDOW: u32 = 3;
     const SACK_PERMITTED: u32 = 4;
@@ -347,11 +371,11 @@ fn set_negotiated(fd: &OwnedFd, tcp: &Tcp, name: &str) -> Result<(), Error> {
         options.push([TIMESTAMP, 0]);
     }
     sockopt::set_value(fd, TCP, libc::TCP_REPAIR_OPTIONS, options.as_slice())
-        .on("setting TCP_REPAIR_OPTIONS", &name)
+        .on("setting TCP_REPAIR_OPTIONS", tcp)
 }
 
 /// Room for the queues whatever their segments looked like at the source: a refill that finds none would hang.
-fn force_buffers(fd: &OwnedFd, tcp: &Tcp, name: &str) -> Result<(), Error> {
+fn force_buffers(fd: &OwnedFd, tcp: &Tcp) -> Result<(), Error> {
     let room = |size: i32, queue: usize| {
         let need = queue.saturating_mul(2).saturating_add(64 << 10);
         (size / 2).max(i32::try_from(need).unwrap_or(i32::MAX / 2))
@@ -363,14 +387,14 @@ fn force_buffers(fd: &OwnedFd, tcp: &Tcp, name: &str) -> Result<(), Error> {
         libc::SO_SNDBUFFORCE,
         room(common.sndbuf, tcp.send.len()),
     )
-    .on("setting SO_SNDBUFFORCE", &name)?;
+    .on("setting SO_SNDBUFFORCE", tcp)?;
     sockopt::set_int(
         fd,
         SOL,
         libc::SO_RCVBUFFORCE,
         room(common.rcvbuf, tcp.recv.len()),
     )
-    .on("setting SO_RCVBUFFORCE", &name)
+    .on("setting SO_RCVBUFFORCE", tcp)
 }
 
 fn seq(len: usize) -> Result<u32, Error> {

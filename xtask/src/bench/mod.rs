@@ -3,6 +3,7 @@ mod gate;
 mod moves;
 mod net;
 mod report;
+mod sockets;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -27,6 +28,8 @@ enum What {
     Gate(gate::GateArgs),
     /// A container's network read and made, by netmig and by nft, conntrack and ip.
     Net(net::NetArgs),
+    /// Many TCP connections moved between two namespaces, by netmig and by a plain loop.
+    Sockets(sockets::SocketsArgs),
 }
 
 /// Where the figures go.
@@ -47,6 +50,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         What::Move(args) => (moves::run(&args)?, args.output),
         What::Gate(args) => (gate::run(&args)?, args.output),
         What::Net(args) => (net::run(&args)?, args.output),
+        What::Sockets(args) => (sockets::run(&args)?, args.output),
     };
     print!("{bench}");
     if let Some(path) = output.json {

@@ -167,6 +167,12 @@ impl Row {
         self
     }
 
+    /// Whether it must be anything.
+    #[cfg(test)]
+    pub fn has_goal(&self) -> bool {
+        self.goal.is_some()
+    }
+
     /// What it must be; says at once whether it is.
     pub fn goal(mut self, goal: Goal) -> Self {
         self.met = Some(goal.met(self.netmig));

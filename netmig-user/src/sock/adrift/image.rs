@@ -15,22 +15,21 @@ use crate::sock::diag::Found;
 
 /// The kernel's clock for timestamps (tcp_clock_ns).
 #[derive(Clone, Copy)]
-pub(super) struct Clock {
+pub(in crate::sock) struct Clock {
     us: u64,
 }
 
 impl Clock {
-    pub(super) fn now() -> io::Result<Self> {
+    pub(in crate::sock) fn now() -> io::Result<Self> {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
         Ok(Self {
             us: now.tv_sec() as u64 * 1_000_000 + now.tv_nsec() as u64 / 1000,
         })
     }
 
-    /// As TCP_TIMESTAMP would give it.
-    fn stamp(self, values: &Values<'_>) -> u32 {
-        let offset = values.word("tsoffset");
-        if values.is("usec") {
+    /// As TCP_TIMESTAMP would give it, as Linux 6.12 does: bit 0 is the unit.
+    pub(in crate::sock) fn stamp(self, offset: u32, microseconds: bool) -> u32 {
+        if microseconds {
             (self.us as u32).wrapping_add(offset) | 1
         } else {
             ((self.us / 1000) as u32).wrapping_add(offset) & !1
@@ -66,7 +65,7 @@ pub(super) fn carried(
     };
     let tcp = Tcp {
         state: TcpState::FinWait2,
-        timestamp: clock.stamp(values),
+        timestamp: clock.stamp(values.word("tsoffset"), values.is("usec")),
         cwnd: 10,
         window_clamp: values.word("window_clamp"),
         ..Tcp::between(common, local, peer)

@@ -25,7 +25,8 @@ use netmig_core::{
 };
 use nix::sys::socket::{Shutdown, shutdown};
 
-use self::image::{Carried, Clock, carried, ends};
+pub(super) use self::image::Clock;
+use self::image::{Carried, carried, ends};
 use super::{
     diag::{self, Found},
     error::{Error, On},

@@ -269,7 +269,7 @@ impl Memory {
             None,
         )?;
         sockopt::set_int(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, ROOM)?;
-        let repair = Repair::enter(&fd, 0, "a connection to nobody")?;
+        let repair = Repair::enter(&fd, 0, &"a connection to nobody")?;
         repair.set_seq(TCP_SEND_QUEUE, Self::FIRST)?;
         bind(fd.as_raw_fd(), &at(0))?;
         connect(fd.as_raw_fd(), &at(NOBODY))?;

@@ -145,6 +145,9 @@ pub(super) fn apply(
         let setting = settings
             .iter()
             .find(|s| s.level == o.level && s.name == o.name)?;
+        if o.form == Form::Always && is_untouched(settings, &setting.value) {
+            return None;
+        }
         // The engine has set some already, and some of those cannot be set twice.
         if o.read(fd).as_ref() == Some(&setting.value) {
             return None;
@@ -157,6 +160,18 @@ pub(super) fn apply(
         })
     })
     .collect()
+}
+
+/// Whether what is always carried, SO_PRIORITY, is what a new socket has, and no type of service is set that would change it.
+fn is_untouched(settings: &[Setting], value: &[u8]) -> bool {
+    let services = [
+        (libc::IPPROTO_IP, libc::IP_TOS),
+        (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+    ];
+    value.iter().all(|byte| *byte == 0)
+        && !settings
+            .iter()
+            .any(|s| services.contains(&(s.level, s.name)))
 }
 
 /// Name and value for people.

@@ -2,4 +2,5 @@
 pub mod conntrack;
 pub mod filter;
 pub mod net;
+mod queue;
 pub mod sock;

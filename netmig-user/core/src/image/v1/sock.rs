@@ -5,6 +5,7 @@ mod check;
 
 pub use check::Impossible;
 
+use super::queue;
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::IpAddr, time::Duration};
 
@@ -223,8 +224,10 @@ pub struct Tcp {
     /// Next byte expected.
     pub rcv_nxt: u32,
     /// Sent and unsent bytes.
+    #[serde(with = "queue")]
     pub send: Vec<u8>,
     /// Bytes that the program has not read.
+    #[serde(with = "queue")]
     pub recv: Vec<u8>,
     /// mss_clamp: the peer's limit, timestamps not subtracted.
     pub mss: u32,
@@ -426,6 +429,7 @@ pub struct Datagram {
     /// Type of service or traffic class that it came with.
     pub tos: u8,
     /// Payload.
+    #[serde(with = "queue")]
     pub data: Vec<u8>,
 }
 
