@@ -329,3 +329,51 @@ fn what_was_dropped_is_sent_again_without_a_timer() {
     assert!(begun.elapsed() < Duration::from_millis(500));
     assert!((0..2).all(|i| !in_repair(&tasks.socket(i))));
 }
+
+#[test]
+fn what_a_killed_agent_has_left_in_repair_works_again() {
+    let lab = Lab::new();
+    let (listener, (accepted, mut peer)) = lab.source.run(|| {
+        let listener = std::net::TcpListener::bind("192.0.2.10:0").expect("a listener");
+        let at = listener.local_addr().expect("an address");
+        let peer = lab
+            .peer
+            .run(|| TcpStream::connect(at).expect("a connection"));
+        let (accepted, _) = listener.accept().expect("accepted");
+        (listener, (accepted, peer))
+    });
+    let (outbound, mut other) = connected(&lab, true, true);
+    let (untouched, _third) = connected(&lab, false, false);
+    let datagrams = lab
+        .source
+        .run(|| std::net::UdpSocket::bind("192.0.2.10:0").expect("a socket"));
+    let local = std::os::unix::net::UnixStream::pair().expect("a pair").0;
+    let tasks = Tasks::holding(vec![
+        owned(datagrams),
+        owned(accepted),
+        owned(listener),
+        owned(local),
+        owned(outbound),
+        owned(untouched),
+    ]);
+    assert_eq!(sock::leave_repair(&[tasks.pid()]).0, 0);
+    let [accepted, outbound] = [1, 4].map(|i| tasks.socket(i));
+    for fd in [&accepted, &outbound] {
+        sockopt::set_int(fd, libc::SOL_TCP, libc::TCP_REPAIR, 1).expect("in repair");
+        assert!(
+            (&TcpStream::from(fd.try_clone().expect("a duplicate")))
+                .write_all(b"x")
+                .is_err()
+        );
+    }
+    let (found, failed) = sock::leave_repair(&[tasks.pid()]);
+    assert!(found == 2 && failed.is_empty(), "{found} {failed:?}");
+    for (fd, peer, shares) in [(accepted, &mut peer, 1), (outbound, &mut other, 0)] {
+        assert!(!in_repair(&fd));
+        let reuseaddr = sockopt::int(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).expect("read");
+        assert_eq!(reuseaddr, shares);
+        let again = pattern(0, 100);
+        TcpStream::from(fd).write_all(&again).expect("written");
+        expect(peer, 0, again.len());
+    }
+}

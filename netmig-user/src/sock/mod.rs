@@ -31,6 +31,7 @@ mod rebuilt;
 mod repair;
 mod room;
 mod rows;
+mod strayed;
 mod tcp;
 mod udp;
 
@@ -52,6 +53,7 @@ pub use self::{
     make::{Made, make, portable},
     rebuilt::{Opened, Rebuilt},
     room::{Room, Rooms},
+    strayed::leave_repair,
 };
 use crate::sys::netns::within;
 

@@ -34,13 +34,13 @@ const SERVERS: [&str; 7] = [
     "bulk-server",
 ];
 
-struct Kept {
-    story: Story,
-    container: Container,
+pub struct Kept {
+    pub story: Story,
+    pub container: Container,
 }
 
 impl Kept {
-    fn up(name: &str) -> Self {
+    pub fn up(name: &str) -> Self {
         Self::over(name, None)
     }
 
@@ -286,15 +286,20 @@ fn what_was_acknowledged_outlives_the_agents() {
 /// Peers that give up after three seconds.
 const IMPATIENT: &str = include_str!("impatient.py");
 
-struct Impatient {
+pub struct Impatient {
     process: Process,
     lines: BufReader<Box<dyn Read + Send>>,
 }
 
 impl Impatient {
     fn start(kept: &Kept) -> Self {
+        Self::running(kept, IMPATIENT)
+    }
+
+    /// Peers of redis by another script.
+    pub fn running(kept: &Kept, script: &str) -> Self {
         let peer = kept.story.peer();
-        peer.write("/tmp/impatient.py", IMPATIENT.as_bytes(), 0o755)
+        peer.write("/tmp/impatient.py", script.as_bytes(), 0o755)
             .expect("written");
         let ip = kept.container.ipv4();
         let command = Cmd::new(["python3", "/tmp/impatient.py", &ip, "6379"]);
@@ -307,16 +312,18 @@ impl Impatient {
     }
 
     /// Every request was answered, and the silent connection lives.
-    fn end(mut self) {
+    pub fn end(mut self) {
         let mut stdin = self.process.stdin.take().expect("its input");
-        stdin.write_all(b"\n").expect("told");
+        // Where they have given up, their errors say more.
+        let told = stdin.write_all(b"\n");
+        drop(stdin);
         let mut said = String::new();
         self.lines.read_to_string(&mut said).expect("its output");
         let mut errors = String::new();
         if let Some(mut stderr) = self.process.stderr.take() {
             stderr.read_to_string(&mut errors).expect("its errors");
         }
-        assert!(said.starts_with("all "), "{said}{errors}");
+        assert!(said.starts_with("all "), "{told:?} {said}{errors}");
         println!("{said}");
     }
 }

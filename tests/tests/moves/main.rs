@@ -6,6 +6,7 @@ mod bundle;
 mod content;
 mod faults;
 mod gate;
+mod guardian;
 mod handoff;
 mod hold;
 mod keeper;

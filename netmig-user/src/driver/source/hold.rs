@@ -210,8 +210,8 @@ impl Hold {
 
     /// The container's stack sends nothing any more, and its sockets have not been dumped: its clock as its peers see it stands until it goes
     /// on at the target.
-    pub(super) fn still(&self) {
-        self.shared.still.get_or_init(Instant::now);
+    pub(super) fn still(&self) -> Instant {
+        *self.shared.still.get_or_init(Instant::now)
     }
 
     /// The sockets once more.

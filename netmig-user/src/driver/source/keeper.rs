@@ -66,7 +66,10 @@ impl Steps {
         Gate::settle()?;
         let hold = self.state().hold.clone();
         if let Some(hold) = hold {
-            hold.still();
+            let since = hold.still();
+            if let Some(gate) = &self.state().gate {
+                gate.stands_since(since)?;
+            }
         }
         self.quiet.store(true, Ordering::SeqCst);
         Ok(())

@@ -12,13 +12,16 @@
 mod answer;
 mod segment;
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use netmig_common::FlowKey;
 use netmig_core::image::v1::sock::later;
 
 use self::{answer::Ack, segment::Segment};
-use super::hold::Packet;
+use super::{Standing, hold::Packet};
 
 /// A connection as its socket has it once the gate is closed. Only established ones that are not signed and have no FIN either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -215,6 +218,18 @@ impl Keeper {
             Some((*key, flow.say(key, window, age)?))
         });
         said.collect()
+    }
+
+    /// What the programs may say to this peer by themselves, if the stamps were read at `read`; none if nobody speaks for the connection.
+    #[must_use]
+    pub fn standing(&self, key: &FlowKey, read: Instant) -> Option<Standing> {
+        let flow = self.flows.get(key).filter(|flow| !flow.over)?;
+        Some(Standing {
+            seq: flow.known.snd_nxt,
+            ack: flow.next,
+            stamp: flow.known.stamp.map(|stamp| (stamp, read)),
+            owned: flow.owned > 0,
+        })
     }
 
     /// What was promised.

@@ -2,6 +2,7 @@
 mod drain;
 mod hold;
 mod keeper;
+mod kept;
 mod lab;
 mod links;
 mod live;
