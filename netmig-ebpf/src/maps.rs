@@ -67,6 +67,8 @@ pub struct Scratch {
     pub answer: Answer,
     /// The connection, where the stack has no room for it.
     pub key: FlowKey,
+    /// What came of it.
+    pub verdict: i32,
 }
 
 /// The scratch memory of this CPU; a program runs with softirqs off, so no other run gets at it meanwhile.

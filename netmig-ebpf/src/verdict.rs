@@ -32,7 +32,8 @@ pub fn link(ctx: &TcContext, direction: Direction) -> i32 {
         && (mode == EXPIRED || mode == SHUT && ModeWord::is_source(word))
     {
         match kept::segment(ctx, word) {
-            Does::Nothing => {}
+            Does::Nothing if mode == EXPIRED => return pass(ctx, tally),
+            Does::Nothing => return closed(ctx, direction, tally, word),
             Does::Drop => return drop_packet(ctx, tally, Protocol::Tcp as u32),
             Does::Answer(verdict) => {
                 tell!(ctx, "answered: {} bytes", ctx.len());

@@ -25,7 +25,7 @@ mod record;
 mod shared;
 pub mod status;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod word;
 
 use std::{

@@ -44,7 +44,7 @@ use netmig_core::{
 
 pub use self::{
     accept::supported as accept_queues_move,
-    calm::{Calmed, calm, rouse, timers},
+    calm::{Calmed, allow_retries, calm, retries, rouse, timers},
     error::Error,
     flows::{Flow, flows},
     holders::Place,

@@ -185,6 +185,7 @@ impl Steps {
         }
         left.extend(self.forget_traffic());
         if let Some(netns) = container.netns.as_ref().filter(|path| path.exists()) {
+            left.extend(self.retries_as_before());
             let (links, network, ours) = {
                 let state = self.state();
                 (

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use netmig_core::{image::v1::sock::Sockets, socket::Engine};
+use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::{
@@ -26,6 +27,14 @@ use crate::{
 
 /// When the sockets are read after the closing: at once, and when what had passed the gate before has been delivered, even on a busy machine.
 const LOOKS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(10)];
+
+/// What would end the container's connections, and is off.
+#[derive(Serialize, Deserialize)]
+struct Calm {
+    timers: Vec<sock::Calmed>,
+    /// Retries that they had; none if those were left alone.
+    retries: Option<u32>,
+}
 
 impl Steps {
     /// Answers the peers from now on, beside what follows: whatever fails here, the move goes on without it.
@@ -134,16 +143,40 @@ impl Steps {
             return Ok(());
         }
         let pids = task::tasks(container.init_pid)?;
-        let timers = sock::timers(&netns, &pids)?;
-        if timers.is_empty() {
-            return Ok(());
-        }
+        let calm = Calm {
+            timers: sock::timers(&netns, &pids)?,
+            retries: sock::retries(&netns)?,
+        };
         let path = self.timers();
-        fs::write(&path, serde_json::to_vec(&timers)?)
+        fs::write(&path, serde_json::to_vec(&calm)?)
             .with_context(|| format!("writing {}", path.display()))?;
-        sock::calm(&netns, &pids, &timers)?;
-        self.state().calmed = timers;
+        if calm.retries.is_some() {
+            sock::allow_retries(&netns, None)?;
+        }
+        sock::calm(&netns, &pids, &calm.timers)?;
+        self.state().calmed = calm.timers;
         Ok(())
+    }
+
+    /// What was switched off, also by an earlier agent; none if it never came to that.
+    fn calmed(&self) -> Result<Option<Calm>> {
+        let path = self.timers();
+        match fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            read => read
+                .map_err(anyhow::Error::from)
+                .and_then(|bytes| Ok(Some(serde_json::from_slice(&bytes)?)))
+                .with_context(|| format!("timers as of {}", path.display())),
+        }
+    }
+
+    /// The namespace stays though the container has left: its next connections are to have as many retries as others. What failed, in words.
+    pub(super) fn retries_as_before(&self) -> Option<String> {
+        let put = || match self.calmed()?.and_then(|calm| calm.retries) {
+            Some(retries) => Ok(sock::allow_retries(&self.netns()?, Some(retries))?),
+            None => anyhow::Ok(()),
+        };
+        put().err().map(|e| format!("{e:#}"))
     }
 
     /// Puts into the image what was switched off before it was made.
@@ -176,18 +209,12 @@ impl Steps {
             let (_, failed) = sock::resend(&netns, &pids);
             left.extend(failed.iter().map(ToString::to_string));
         }
-        let path = self.timers();
-        let roused = match fs::read(&path) {
-            // It was never closed, or has no such timers.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e.into()),
-            Ok(bytes) => serde_json::from_slice::<Vec<sock::Calmed>>(&bytes)
-                .map_err(anyhow::Error::from)
-                .and_then(|timers| Ok(sock::rouse(&netns, &pids, &timers)?)),
+        let rouse = || match self.calmed()? {
+            Some(calm) => Ok(sock::rouse(&netns, &pids, &calm.timers)?),
+            None => anyhow::Ok(()),
         };
-        if let Err(e) = roused.with_context(|| format!("timers as of {}", path.display())) {
-            left.push(format!("{e:#}"));
-        }
+        left.extend(rouse().err().map(|e| format!("{e:#}")));
+        left.extend(self.retries_as_before());
         left
     }
 

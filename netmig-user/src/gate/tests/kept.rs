@@ -163,13 +163,6 @@ fn what_ends_a_kept_connection_waits_and_what_acknowledges_passes() {
         assert_eq!(kept.verdicts(&with(0, |h| h.fin = true), b""), passes);
         assert_eq!(kept.verdicts(&with(0, |h| h.rst = true), b""), drops);
         assert_eq!(kept.verdicts(&with(0, |h| h.syn = true), b""), drops);
-        // Neither answered nor let through to a stack that lacks what comes before.
-        let signed = with(0, |h| {
-            let mut option = [0; 20];
-            option[..2].copy_from_slice(&[19, 18]);
-            h.set_options_raw(&option).expect("room");
-        });
-        assert_eq!(kept.verdicts(&signed, b"x"), drops);
         let other = with(0, |h| h.source_port = 5001);
         assert_eq!(kept.verdicts(&other, b"x"), passes, "another connection");
         let packet = packets::tcp(Ip::V4, Inbound, &sent(0), b"x");
@@ -209,6 +202,17 @@ fn an_answer_keeps_tags_and_has_stamps_where_the_connection_has() {
             assert_eq!(seen.header.checksum, seen.checksum);
             assert_eq!(seen.header.header_len(), 20);
         }
+        kept.keeps(&standing(true));
+        let unusual = [
+            TcpOptionElement::Timestamp(400, 8999),
+            TcpOptionElement::Noop,
+            TcpOptionElement::Noop,
+        ];
+        header.set_options(&unusual).expect("room");
+        let (verdict, out) = kept.run(Ip::V6, &header, b"x");
+        assert_eq!(verdict, TC_ACT_REDIRECT);
+        let (own, theirs) = stamps(&read(&out).header).expect("stamps");
+        assert!(own >= STAMP && theirs == 0, "{own} {theirs}");
     });
 }
 

@@ -3,7 +3,7 @@ mod drain;
 mod hold;
 mod keeper;
 mod kept;
-mod lab;
+pub(crate) mod lab;
 mod links;
 mod live;
 mod load;

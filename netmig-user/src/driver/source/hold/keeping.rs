@@ -179,13 +179,13 @@ impl Keeping {
         }
     }
 
-    /// Lets peers send one segment.
-    pub(super) fn trickle(&mut self) {
+    /// Lets peers send one segment, if it `fits` into the hold, and more if that is `late`.
+    pub(super) fn trickle(&mut self, fits: bool, late: bool) {
         if self.over {
             return;
         }
         self.flush();
-        for (key, frame) in self.keeper.trickle() {
+        for (key, frame) in self.keeper.trickle(fits, late) {
             self.say(&key, &frame);
         }
     }
