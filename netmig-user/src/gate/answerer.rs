@@ -59,6 +59,19 @@ impl Gate {
         self.set(|settings| settings.still_ns = still_ns)
     }
 
+    /// Connections of whose peers the programs know what they were last told, also by an agent that is gone.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn told(&self) -> Result<Vec<FlowKey>, Error> {
+        let kept: HashMap<MapData, FlowKey, KeptFlow> = object::map(&self.pins, "KEPT")?;
+        let keys: Result<_, _> = kept.keys().collect();
+        keys.map_err(|source| Error::Map {
+            map: "KEPT",
+            source,
+        })
+    }
+
     /// For a point of [`Orientation::HostSide`] in the caller's own namespace.
     ///
     /// # Errors

@@ -285,7 +285,11 @@ impl Steps {
         let errors = match gate {
             Some(gate) => {
                 match gate.counters() {
-                    Ok(counters) => self.state().dropped = dropped(&counters),
+                    Ok(counters) => {
+                        let mut state = self.state();
+                        state.dropped = dropped(&counters);
+                        state.answered = counters.inbound.answered;
+                    }
                     Err(e) => left.push(e.to_string()),
                 }
                 gate.detach().err().unwrap_or_default()

@@ -9,18 +9,19 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use netmig_common::FlowKey;
 use netmig_core::{image::v1::sock::Sockets, socket::Engine};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::{
-    super::hold::{self, Delivery, Promised, Store},
+    super::hold::{self, Store},
     steps::Steps,
 };
 use crate::{
     agent::paths,
     engine::task,
-    gate::Gate,
+    gate::{Gate, hold::Packet},
     net,
     sock::{self, Live, Look},
 };
@@ -240,17 +241,19 @@ impl Steps {
         Some(format!("removing {}: {}", path.display(), removed.err()?))
     }
 
-    /// Delivers what an earlier agent had promised and this one has not held, past a gate that passes. What failed, in words.
+    /// Delivers what an earlier agent had promised and this one has not held, past a gate that passes, and tells the true window to whomever it
+    /// had answered. What failed, in words.
     pub(super) fn deliver_stored(&self, gate: &Gate) -> Vec<String> {
         let path = self.owned();
         // The file goes before the tasks may run: they must not find a socket in repair.
         let delivered = Store::read(&path)
             .with_context(|| format!("reading {}", path.display()))
             .and_then(|packets| {
-                if packets.is_empty() {
+                let told = gate.told()?;
+                if packets.is_empty() && told.is_empty() {
                     return Ok(Vec::new());
                 }
-                self.deliver_packets(gate, packets)
+                self.deliver_packets(gate, packets, &told)
             });
         match delivered {
             Ok(left) => left,
@@ -263,7 +266,8 @@ impl Steps {
     fn deliver_packets(
         &self,
         gate: &Gate,
-        packets: Vec<(u16, crate::gate::hold::Packet)>,
+        packets: Vec<(u16, Packet)>,
+        told: &[FlowKey],
     ) -> Result<Vec<String>> {
         let container = self.container()?;
         let netns = self.netns()?;
@@ -272,16 +276,8 @@ impl Steps {
         let network = self.state().network.clone().unwrap_or_default();
         let points: Vec<_> = gate.points().cloned().collect();
         let places = hold::places(&links, &network, &points);
-        let injectors = hold::injectors(places.iter().map(|(link, point)| (*link, point)))?;
-        let mut delivery = Delivery::new(injectors, gate.order(), &netns);
-        let live = sock::live(&netns, &pids, Look::Again)?;
         info!(mv = %self.id, packets = packets.len(), "delivering what an earlier agent has acknowledged");
-        let mut promised = Promised::of(&live, packets.iter().cloned(), &netns, pids);
-        let mut left = promised.make_room();
-        for (link, packet) in packets {
-            delivery.give(link, packet, false);
-        }
-        left.extend(promised.keep(&mut delivery));
+        let mut left = hold::deliver_stored(gate, &places, packets, told, &netns, pids)?;
         left.extend(self.remove_owned());
         Ok(left)
     }

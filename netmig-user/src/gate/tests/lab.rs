@@ -201,6 +201,12 @@ impl Capture {
         Self(opened.expect("a packet socket"))
     }
 
+    /// Sends a frame at the device.
+    pub(crate) fn send(&self, frame: &[u8]) {
+        let sent = nix::unistd::write(&self.0, frame).expect("sent");
+        assert_eq!(sent, frame.len());
+    }
+
     /// The frames that passed since the start or the last call.
     pub(crate) fn frames(&self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();

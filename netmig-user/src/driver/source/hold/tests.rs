@@ -8,10 +8,13 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use etherparse::{PacketBuilder, TcpHeader, TcpOptionElement};
 use netmig_common::Side;
 use netmig_core::image::v1::sock::Sockets;
-use nix::sys::socket::{
-    AddressFamily, Shutdown, SockFlag, SockType, setsockopt, shutdown, socket, sockopt,
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    socket::{AddressFamily, Shutdown, SockFlag, SockType, setsockopt, shutdown, socket, sockopt},
+    time::TimeValLike as _,
 };
 use tempfile::TempDir;
 
@@ -20,7 +23,7 @@ use crate::{
     driver::hold::{Promised, Store},
     gate::{
         hold::Limit,
-        tests::lab::{FIRST, Lab, MOVE, finish_checksums, host_side, lab, run},
+        tests::lab::{Capture, FIRST, Lab, MOVE, finish_checksums, host_side, lab, run},
     },
     sock::{self, Look, Place},
     sys::netns::within,
@@ -88,6 +91,23 @@ impl Blackout {
         let live: Vec<_> = image.tcp.iter().filter_map(Live::of).collect();
         self.hold.keep_again(&live, true);
         (image, kept)
+    }
+
+    /// Whoever reads the packets and knows of the peers is gone.
+    fn dies(&self) {
+        self.hold.shared.over.store(true, Ordering::SeqCst);
+    }
+
+    /// The next agent undoes what there is.
+    fn is_taken_up(&self) {
+        self.gate.set_mode(Mode::Pass, FIRST, None).expect("opened");
+        let stored = Store::read(&self.owned()).expect("what was owned");
+        let told = self.gate.told().expect("who was told");
+        assert_eq!(told.len(), 1);
+        let places = [(LINK, host_side("h-moving"))];
+        let left = hold::deliver_stored(&self.gate, &places, stored, &told, &self.netns, own());
+        let left = left.expect("delivered");
+        assert!(left.is_empty(), "{left:?}");
     }
 
     /// The container stays.
@@ -239,7 +259,7 @@ fn nobody_is_left(finished: bool) {
         peer.write_all(&request).expect("written");
         thread::sleep(LEASE);
         assert_eq!(stage.hold.packets().owned, 1);
-        stage.hold.shared.over.store(true, Ordering::SeqCst);
+        stage.dies();
         thread::sleep(Duration::from_secs(5));
         let counters = stage.gate.counters().expect("counters");
         assert_eq!(counters.inbound.expired + counters.outbound.expired, 1);
@@ -251,22 +271,7 @@ fn nobody_is_left(finished: bool) {
         let mut byte = [0];
         assert!(container.read(&mut byte).is_err(), "nothing out of order");
 
-        // As the next agent does.
-        stage
-            .gate
-            .set_mode(Mode::Pass, FIRST, None)
-            .expect("opened");
-        let stored = Store::read(&stage.owned()).expect("what was owned");
-        let live = sock::live(&stage.netns, &own(), Look::Again).expect("read");
-        let mut promised = Promised::of(&live, stored.iter().cloned(), &stage.netns, own());
-        let injectors = hold::injectors([(LINK, &host_side("h-moving"))]).expect("an injector");
-        let mut delivery = Delivery::new(injectors, stage.gate.order(), &stage.netns);
-        let mut left = promised.make_room();
-        for (link, packet) in stored {
-            delivery.give(link, packet, false);
-        }
-        left.extend(promised.keep(&mut delivery));
-        assert!(left.is_empty(), "{left:?}");
+        stage.is_taken_up();
         peer.shutdown(std::net::Shutdown::Write).expect("ended");
         container.write_all(&request).expect("it lives");
         container
@@ -288,6 +293,27 @@ fn a_peer_waits_when_nobody_is_left() {
 #[test]
 fn a_peer_that_makes_its_checksums_itself_waits_when_nobody_is_left() {
     nobody_is_left(true);
+}
+
+#[test]
+fn who_was_told_that_there_is_no_room_is_told_of_it_by_the_next_agent() {
+    lab(|lab| {
+        let stage = Blackout::ahead(lab);
+        let (mut container, mut peer) = connected();
+        asks_for_keepalives(&peer);
+        drop(stage.begins(Some(Duration::from_secs(10))));
+        // Until it has asked.
+        thread::sleep(Duration::from_millis(1300));
+        let packets = stage.hold.packets();
+        assert!(packets.answered > 0 && packets.owned == 0, "{packets:?}");
+        stage.dies();
+        stage.is_taken_up();
+        let begun = Instant::now();
+        peer.write_all(b"x").expect("written");
+        container.read_exact(&mut [0]).expect("read");
+        // Else it would have to probe for it.
+        assert!(begun.elapsed() < Duration::from_millis(150));
+    });
 }
 
 /// How a blackout ends.
@@ -436,4 +462,118 @@ fn a_hole_at_the_moment_of_closing_then_the_container_stays() {
 #[test]
 fn a_hole_at_the_moment_of_closing_then_a_move() {
     hole(Ends::Moves);
+}
+
+/// A keepalive of the peer.
+fn keepalive(live: &Live) -> Vec<u8> {
+    let mac = |script: &str| {
+        let text = run(script);
+        let mut mac = [0; 6];
+        for (byte, text) in mac.iter_mut().zip(text.trim().split(':')) {
+            *byte = u8::from_str_radix(text, 16).expect("a MAC");
+        }
+        mac
+    };
+    let at = |name: &str| {
+        mac(&format!(
+            "ip -n {name} -br link show dev eth0 | awk '{{print $3}}'"
+        ))
+    };
+    let mut header = TcpHeader::new(
+        live.peer.port,
+        live.local.port,
+        live.rcv_nxt.wrapping_sub(1),
+        500,
+    );
+    header.ack = true;
+    header.acknowledgment_number = live.snd_nxt;
+    let stamps = TcpOptionElement::Timestamp(7, 7);
+    let options = [TcpOptionElement::Noop, TcpOptionElement::Noop, stamps];
+    header.set_options(&options).expect("room");
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(at("peer"), at("moving"))
+        .ipv4([192, 0, 2, 11], [192, 0, 2, 10], 64)
+        .tcp_header(header)
+        .write(&mut frame, b"")
+        .expect("a packet");
+    frame
+}
+
+/// Processor time of this process, user's and system's.
+fn processor() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("counted");
+    let of = |time: nix::sys::time::TimeVal| {
+        Duration::from_micros(u64::try_from(time.num_microseconds()).expect("a duration"))
+    };
+    of(usage.user_time()) + of(usage.system_time())
+}
+
+/// Prints what answers cost, by the program and by user space: until the peer has one, and of the processor for a thousand at a thousand a second.
+#[test]
+#[ignore = "for a quiet machine; by name, with --release"]
+fn what_an_answer_costs() {
+    const PROBES: u32 = 1000;
+    const PAUSE: Duration = Duration::from_millis(1);
+    lab(|lab| {
+        let stage = Blackout::ahead(lab);
+        let (_container, _peer) = connected();
+        let live = sock::live(&stage.netns, &own(), Look::Again).expect("read")[0];
+        drop(stage.begins(None));
+        let probe = keepalive(&live);
+        let wire = Capture::start("peer", "eth0");
+        let answered = || {
+            let of = |frame: &Vec<u8>| frame.len() >= 36 && frame[34..36] == 7000u16.to_be_bytes();
+            wire.frames().iter().any(of)
+        };
+        let one = || {
+            let begun = Instant::now();
+            wire.send(&probe);
+            while !answered() {
+                assert!(begun.elapsed() < Duration::from_secs(1), "no answer");
+            }
+            begun.elapsed()
+        };
+        // From user space, which tells the program.
+        one();
+        for who in ["the program", "user space"] {
+            if who == "user space" {
+                let key = hold::key(live.local, live.peer);
+                let mut answerer = stage
+                    .gate
+                    .answerer(&stage.hold.points[0].1)
+                    .expect("opened");
+                answerer.forgets(&key).expect("forgotten");
+            }
+            let program = || stage.gate.counters().expect("counters").inbound.answered;
+            let before = program();
+            let mut took: Vec<_> = (0..PROBES)
+                .map(|_| {
+                    thread::sleep(PAUSE);
+                    one()
+                })
+                .collect();
+            took.sort_unstable();
+            let begun = processor();
+            for _ in 0..PROBES {
+                thread::sleep(PAUSE);
+                wire.send(&probe);
+            }
+            thread::sleep(10 * PAUSE);
+            let cost = processor() - begun;
+            let by_program = program() - before;
+            assert_eq!(
+                by_program,
+                if who == "the program" {
+                    2 * u64::from(PROBES)
+                } else {
+                    0
+                }
+            );
+            println!(
+                "{who}: median {:?}, p99 {:?}; {cost:?} of a processor for {PROBES}",
+                took[took.len() / 2],
+                took[took.len() * 99 / 100]
+            );
+        }
+    });
 }
