@@ -114,7 +114,13 @@ fn every_kind_has_its_row_owner_and_fate() {
     let lab = Lab::new();
     let mut peers = Vec::new();
     let zoo = zoo(&lab, &mut peers);
-    // An orphan: closed with bytes that cannot be sent; and a connection in TIME_WAIT.
+    // An orphan: closed with bytes that cannot be sent; and connections in TIME_WAIT, one of them inside.
+    lab.source.run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let at = listener.local_addr().expect("its address");
+        drop(TcpStream::connect(at).expect("connected"));
+        drop(listener.accept().expect("accepted"));
+    });
     let (own, peer) = connected(&lab, false, false);
     own.shutdown(std::net::Shutdown::Write).expect("shut down");
     drop((peer, own));
@@ -162,6 +168,14 @@ fn every_kind_has_its_row_owner_and_fate() {
             "{class:?}"
         );
     }
+    let inside: Vec<&Row> = rows
+        .iter()
+        .filter(|r| r.class == Class::TcpTimeWaitInside)
+        .collect();
+    assert!(
+        matches!(inside[..], [row] if matches!(row.fate, Fate::Reset(_))),
+        "{inside:?}"
+    );
     let listener = rows
         .iter()
         .find(|r| r.class == Class::TcpListen)

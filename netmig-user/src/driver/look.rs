@@ -63,6 +63,7 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
     for row in &rows {
         match &row.fate {
             Fate::Refused(why) => objections.push(format!("{row}: {why}")),
+            Fate::Reset(_) if row.class == Class::TcpTimeWaitInside => {}
             // Nobody can notice by a descriptor: a port's protection, a tool that looks at the namespace at this moment.
             Fate::Reset(why) if matches!(row.class, Class::TcpTimeWaitStuck | Class::Foreign) => {
                 warnings.push(format!("{row}: {why}"))

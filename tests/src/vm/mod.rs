@@ -13,6 +13,7 @@
 //! image only. The images are kept by content in the cache.
 
 mod cpio;
+mod emulator;
 mod error;
 mod host;
 mod kernel;
@@ -30,6 +31,7 @@ pub mod image;
 pub mod initramfs;
 pub mod stories;
 
+pub use emulator::Emulator;
 pub use error::Error;
 pub use host::VmHost;
 pub use kernel::Kernel;

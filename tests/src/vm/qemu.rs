@@ -15,18 +15,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::frame::PORT;
-use super::{Card, Disk, Error, Spec};
+use super::{Card, Disk, Emulator, Error, Spec};
 
 /// What the guest's kernel writes on its serial line.
 const CONSOLE: &str = "console";
 
 /// What QEMU says.
 const LOG: &str = "qemu.log";
-
-/// Without cmpxchg16b, which QEMU 7.2 emulates with wrong flags now and then: an interrupt that comes
-/// next saves and returns to a garbage EFLAGS, and the kernel, whose allocator of 6.12 uses it all the
-/// time (__update_freelist_fast in mm/slub.c), dies in __kmalloc_noprof. It does without if it must.
-const PROCESSOR: &str = "max,-cx16";
 
 /// A running QEMU, killed when it is dropped.
 #[derive(Debug)]
@@ -86,7 +81,7 @@ impl Qemu {
 
     /// The last lines of the guest's console.
     pub fn console(&self) -> String {
-        tail(&self.directory.join(CONSOLE), 60)
+        tail(&self.directory.join(CONSOLE), 200)
     }
 
     /// The last of what QEMU itself said.
@@ -113,12 +108,12 @@ fn command(spec: &Spec, directory: &Path, disks: &[Disk]) -> Command {
     // say that it works: it has to be asked for.
     let accelerator = std::env::var("NETMIG_VM_ACCEL");
     let accelerator = accelerator.as_deref().unwrap_or("tcg,thread=multi");
-    let mut command = Command::new("qemu-system-x86_64");
+    let mut command = Emulator::cached().command();
     command
         .args(["-nodefaults", "-no-user-config", "-no-reboot"])
         .args(["-display", "none", "-monitor", "none"])
         .args(["-name", &spec.name])
-        .args(["-accel", accelerator, "-cpu", PROCESSOR])
+        .args(["-accel", accelerator, "-cpu", "max"])
         .args(["-smp", &spec.processors.to_string()])
         .args(["-m", &format!("{}M", spec.memory)])
         .arg("-kernel")

@@ -8,8 +8,9 @@ use std::{
 use netmig_lab::{Cmd, Host, Image, Input, Process};
 
 use crate::{
+    container::{Container, How},
     faults::Going,
-    story::{Container, How, Story},
+    story::Story,
 };
 
 const AROUND: Duration = Duration::from_millis(500);

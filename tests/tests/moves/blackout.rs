@@ -1,6 +1,9 @@
 //! `--max-blackout`: what will take too long does not freeze the container.
 
-use crate::story::{Container, How, Story};
+use crate::{
+    container::{Container, How},
+    story::Story,
+};
 
 /// A link of 2.5 MB/s between the hosts.
 const SLOW: &str = "tc qdisc add dev eth0 root tbf rate 20mbit burst 64kb latency 400ms";

@@ -1,7 +1,7 @@
 //! A bundle of runc or crun with its network namespace on the segment, as an administrator makes it by hand.
 use netmig_lab::Host;
 
-use crate::story::Container;
+use crate::container::Container;
 
 /// Unpacks the image, has the runtime write its default config.json and changes there what a service needs.
 const MAKE: &str = r#"

@@ -4,8 +4,9 @@ use std::time::Duration;
 use netmig_lab::{Cmd, Host};
 
 use crate::{
+    container::{Container, How},
     faults::{Catcher, Going},
-    story::{Container, How, Story},
+    story::Story,
 };
 
 /// Writes into each place that a container can write to, and deletes a file of the image, as seen from its first process.

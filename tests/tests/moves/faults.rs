@@ -7,7 +7,11 @@ use std::{
 
 use netmig_lab::{Cmd, Host, Process};
 
-use crate::story::{Container, How, PEERS_PATIENCE, Story};
+use crate::{
+    container::{Container, How},
+    load::PEERS_PATIENCE,
+    story::Story,
+};
 
 /// Kills a process at one of CRIU's moments.
 const CATCH: &str = include_str!("catch.py");

@@ -4,7 +4,10 @@ use std::{thread, time::Duration};
 use netmig_lab::Host;
 use serde_json::Value;
 
-use crate::story::{Container, How, Story};
+use crate::{
+    container::{Container, How},
+    story::Story,
+};
 
 const AROUND: Duration = Duration::from_millis(300);
 

@@ -8,7 +8,11 @@ use netmig_lab::{
 use serde_json::Value;
 
 use crate::faults::Catcher;
-use crate::story::{Container, Ended, How, Loaded, Story};
+use crate::{
+    container::{Container, How},
+    load::Loaded,
+    story::{Ended, Story},
+};
 
 const AROUND: Duration = Duration::from_millis(500);
 /// What a request may wait beyond the blackout, in ms: the tasks start some time after the gate has opened.

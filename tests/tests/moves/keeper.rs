@@ -14,7 +14,11 @@ use netmig_lab::{
 use serde_json::Value;
 
 use crate::faults::{AGENT, Catcher, Going, kill};
-use crate::story::{Container, Ended, How, Loaded, Story};
+use crate::{
+    container::{Container, How},
+    load::Loaded,
+    story::{Ended, Story},
+};
 
 const AROUND: Duration = Duration::from_millis(700);
 const BULK_PORT: u16 = 5202;

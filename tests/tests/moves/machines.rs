@@ -16,8 +16,9 @@ use netmig_lab::{
 };
 
 use crate::{
+    container::{Container, How},
     pairs::there_and_back,
-    story::{Container, How, Story},
+    story::Story,
 };
 
 /// What a guest runs of this program.

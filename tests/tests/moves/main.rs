@@ -3,6 +3,7 @@
 mod beside;
 mod blackout;
 mod bundle;
+mod container;
 mod content;
 mod faults;
 mod gate;
@@ -10,6 +11,7 @@ mod guardian;
 mod handoff;
 mod hold;
 mod keeper;
+mod load;
 mod machines;
 mod network;
 mod orphans;

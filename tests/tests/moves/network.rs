@@ -3,7 +3,10 @@ use std::{thread, time::Duration};
 
 use netmig_lab::{Cmd, Host, workload::Client};
 
-use crate::story::{Container, How, Story};
+use crate::{
+    container::{Container, How},
+    story::Story,
+};
 
 /// A firewall that trusts its memory alone: a connection that it does not know may begin with nothing but a SYN, and port 80 leads to redis.
 const NETWORK: &str = r#"

@@ -8,7 +8,8 @@ use netmig_lab::{Cmd, Host, Input};
 use serde_json::Value;
 
 use crate::{
-    story::{Container, How, Story},
+    container::{Container, How},
+    story::Story,
     waiting::fates,
 };
 

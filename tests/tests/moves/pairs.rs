@@ -3,7 +3,10 @@ use std::{thread, time::Duration};
 
 use serde_json::Value;
 
-use crate::story::{Container, Ended, How, Story};
+use crate::{
+    container::{Container, How},
+    story::{Ended, Story},
+};
 
 /// The load runs this long before, between and after the moves.
 const AROUND: Duration = Duration::from_millis(500);

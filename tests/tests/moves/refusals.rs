@@ -3,7 +3,10 @@ use std::time::Duration;
 
 use netmig_lab::Cmd;
 
-use crate::story::{Container, Ended, How, Story};
+use crate::{
+    container::{Container, How},
+    story::{Ended, Story},
+};
 
 /// What of a host a refused move may not change.
 const STATE: &str = "podman ps --all --format '{{.ID}} {{.Names}} {{.State}}'; ip -o link | cut -d: -f2; ls /run/netns 2>/dev/null || true; \

@@ -5,8 +5,9 @@ use netmig_lab::{Cmd, Host};
 
 use crate::{
     beside::Spoken,
+    container::{Container, How},
     faults::Catcher,
-    story::{Container, How, Story},
+    story::Story,
 };
 
 fn policy(host: &dyn Host, name: &str) -> String {

@@ -2,7 +2,6 @@
 use std::{
     env,
     fmt::Write as _,
-    net::SocketAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -11,108 +10,20 @@ use netmig_lab::{
     Bind, Cmd, Host, Lab, Options, Output,
     demo::Image,
     lab::link::Line,
-    peers::Outcome,
     root,
     vm::{Pair, Spec, stories},
-    workload::{Client, Running},
 };
 use serde_json::Value;
 
-use crate::bundle;
+use crate::{
+    bundle,
+    container::{Container, How},
+};
 
-const PEER_PROGRAM: &str = "/usr/bin/netmig-peer";
+pub const PEER_PROGRAM: &str = "/usr/bin/netmig-peer";
 /// Clients give up a connection after 30 s, so these are longer.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 const REPORT: &str = "/tmp/report.json";
-
-/// Whose a container is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How {
-    /// podman, which calls this runtime.
-    Podman(&'static str),
-    Runc,
-    Crun,
-}
-
-/// A container with a redis in it.
-#[derive(Debug, Clone, Copy)]
-pub struct Container {
-    pub how: How,
-    pub name: &'static str,
-    /// The last byte of its addresses.
-    pub number: u8,
-}
-
-impl Container {
-    pub fn new(how: How) -> Self {
-        Self {
-            how,
-            name: "web",
-            number: 10,
-        }
-    }
-
-    pub fn ipv4(&self) -> String {
-        format!("192.0.2.{}", self.number)
-    }
-
-    pub fn ipv6(&self) -> String {
-        format!("2001:db8::{}", self.number)
-    }
-
-    pub fn mac(&self) -> String {
-        format!("02:00:00:00:01:{:02x}", self.number)
-    }
-
-    /// The command that its manager is.
-    pub fn tool(&self) -> &'static str {
-        match self.how {
-            How::Podman(_) => "podman",
-            How::Runc => "runc",
-            How::Crun => "crun",
-        }
-    }
-
-    fn redis(&self, v6: bool) -> SocketAddr {
-        let ip = if v6 {
-            format!("[{}]", self.ipv6())
-        } else {
-            self.ipv4()
-        };
-        format!("{ip}:6379").parse().expect("an address")
-    }
-
-    /// Its manager's word for its state on `host` (`running`, `exited`, `stopped`); none if it is not there.
-    pub fn state(&self, host: &dyn Host) -> Option<String> {
-        let ask = match self.how {
-            How::Podman(_) => Cmd::new([
-                "podman",
-                "inspect",
-                "--type",
-                "container",
-                "--format",
-                "{{.State.Status}}",
-                self.name,
-            ]),
-            How::Runc | How::Crun => Cmd::new([self.tool(), "state", self.name]),
-        };
-        let told = host.exec(&ask).expect("the host answers");
-        if !told.status.success() {
-            return None;
-        }
-        match self.how {
-            How::Podman(_) => Some(told.text().trim().to_owned()),
-            How::Runc | How::Crun => {
-                let state: Value = serde_json::from_str(&told.text()).expect("a state");
-                state["status"].as_str().map(ToOwned::to_owned)
-            }
-        }
-    }
-
-    pub fn runs_on(&self, host: &dyn Host) -> bool {
-        self.state(host).as_deref() == Some("running")
-    }
-}
 
 /// What the hosts are.
 enum Ground {
@@ -124,13 +35,9 @@ enum Ground {
 pub struct Story {
     ground: Ground,
     image: Option<Image>,
-    emulated: bool,
+    /// Whether its hosts are emulated: everything takes longer there.
+    pub emulated: bool,
 }
-
-/// How long a client waits for a reply.
-pub const PEERS_PATIENCE: Duration = Duration::from_secs(30);
-/// The same where the hosts are emulated.
-const EMULATED_PATIENCE: Duration = Duration::from_secs(240);
 
 impl Story {
     pub fn up(name: &str) -> Self {
@@ -293,81 +200,6 @@ impl Story {
                 .wait_for(&ask, self.soon())
                 .expect("redis answers");
         }
-    }
-
-    /// A few verified clients and idle connections, warm, over both protocols.
-    pub fn load(&self, container: &Container) -> Loaded<'_> {
-        self.load_patient(container, PEERS_PATIENCE)
-    }
-
-    /// As [`Story::load`], for a blackout of up to `patience`.
-    pub fn load_patient(&self, container: &Container, patience: Duration) -> Loaded<'_> {
-        let patience = if self.emulated {
-            EMULATED_PATIENCE.max(patience)
-        } else {
-            patience
-        };
-        let patience = patience.as_secs().to_string();
-        let mut clients = Vec::new();
-        for (kind, v6, connections) in [
-            ("redis", false, 3),
-            ("redis", true, 2),
-            ("idle", false, 2),
-            ("idle", true, 1),
-        ] {
-            let name = format!("{kind}-{}-{}", container.name, if v6 { "v6" } else { "v4" });
-            let to = container.redis(v6).to_string();
-            let connections = connections.to_string();
-            let mut args = vec![
-                kind,
-                "--name",
-                &name,
-                "--to",
-                &to,
-                "--connections",
-                &connections,
-                "--limit",
-                "900",
-            ];
-            if kind == "redis" {
-                // Without a pause between two requests the clients would leave nothing of the processors to the move.
-                let every = if self.emulated { "250" } else { "1" };
-                args.extend(["--patience", &patience, "--every", every]);
-            }
-            clients.push(Client {
-                args: args.into_iter().map(ToOwned::to_owned).collect(),
-                name,
-            });
-        }
-        self.load_with(container, &clients)
-    }
-
-    /// As [`Story::load`], with these clients.
-    pub fn load_with(&self, container: &Container, clients: &[Client]) -> Loaded<'_> {
-        let running = Running::start(self.peer(), PEER_PROGRAM, clients).expect("clients");
-        running.wait_warm(PATIENCE).expect("warm clients");
-        Loaded {
-            story: self,
-            container: *container,
-            connections: self.connections(container),
-            running,
-        }
-    }
-
-    /// The connections of `peer` with the container as `local remote`, sorted.
-    fn connections(&self, container: &Container) -> Vec<String> {
-        let filter = format!("dst {} or dst [{}]", container.ipv4(), container.ipv6());
-        let table = self
-            .peer()
-            .run(&["ss", "-Htn", "state", "established", &filter])
-            .expect("ss");
-        let ends = |line: &str| {
-            let mut words = line.split_whitespace().skip(2);
-            Some(format!("{} {}", words.next()?, words.next()?))
-        };
-        let mut all: Vec<_> = table.lines().filter_map(ends).collect();
-        all.sort();
-        all
     }
 
     /// `netmig-user migrate` from one host to the other, to its end.
@@ -596,35 +428,5 @@ impl Ended {
             self.output.errors(),
             self.output.text()
         )
-    }
-}
-
-/// A container with clients at work.
-pub struct Loaded<'a> {
-    story: &'a Story,
-    container: Container,
-    connections: Vec<String>,
-    running: Running,
-}
-
-impl Loaded<'_> {
-    /// Stops the clients: no error, no reset, nothing corrupt, and the connections are the ones from the beginning.
-    pub fn end_clean(self) -> Vec<Outcome> {
-        let now = self.story.connections(&self.container);
-        let outcomes = self.running.stop(PATIENCE).expect("outcomes");
-        let dirty: Vec<_> = outcomes.iter().filter(|o| !o.clean()).collect();
-        assert!(dirty.is_empty(), "{dirty:#?}\n{}", self.story.logs());
-        assert_eq!(
-            now, self.connections,
-            "connections of {}",
-            self.container.name
-        );
-        assert!(
-            outcomes
-                .iter()
-                .any(|o| o.row.operations.is_some_and(|n| n > 0)),
-            "nothing was asked: {outcomes:#?}"
-        );
-        outcomes
     }
 }

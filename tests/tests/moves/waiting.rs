@@ -9,8 +9,9 @@ use netmig_lab::{Cmd, Input, Process};
 use serde_json::Value;
 
 use crate::{
+    container::{Container, How},
     faults::Catcher,
-    story::{Container, Ended, How, Story},
+    story::{Ended, Story},
 };
 
 const DEAF: &str = "nft add table ip deaf; nft add chain ip deaf input '{ type filter hook input priority 0; }'; nft add rule ip deaf input tcp dport 7603 drop";

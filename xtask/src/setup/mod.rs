@@ -2,7 +2,9 @@
 //! made is made aside and put in place when it is whole, so that a broken run leaves nothing that counts.
 mod command;
 mod components;
+mod debian_tree;
 mod ebpf;
+mod emulator;
 mod mirror;
 mod packages;
 mod test_root;
@@ -92,7 +94,11 @@ fn steps(purpose: Purpose) -> Vec<Box<dyn Step>> {
         Purpose::Lint => vec![Box::new(components::Components)],
         Purpose::Unit => vec![Box::new(packages::UNIT)],
         Purpose::Lab => vec![Box::new(packages::LAB), Box::new(test_root::TestRoot)],
-        Purpose::Vm => vec![Box::new(packages::VM), Box::new(vm_kernels::VmKernels)],
+        Purpose::Vm => vec![
+            Box::new(packages::VM),
+            Box::new(emulator::Qemu),
+            Box::new(vm_kernels::VmKernels),
+        ],
     }
 }
 

@@ -45,14 +45,7 @@ pub const LAB: Packages = Packages {
 };
 
 pub const VM: Packages = Packages {
-    names: &[
-        "busybox-static",
-        "e2fsprogs",
-        "kmod",
-        "qemu-system-x86",
-        "xz-utils",
-        "zstd",
-    ],
+    names: &["busybox-static", "e2fsprogs", "kmod", "xz-utils", "zstd"],
     what: "packages of the virtual machines",
     why: "the same tests on other kernels",
 };

@@ -1,28 +1,13 @@
-//! The test root: the file system of the lab's hosts, made by mmdebstrap and kept in the cache under its recipe's digest.
-use std::{
-    env, fs, io,
-    os::unix::process::CommandExt as _,
-    path::Path,
-    process::Command,
-    thread,
-    time::{Duration, Instant},
-};
+//! The test root: the file system of the lab's hosts, kept in the cache under its recipe's digest.
+use std::{env, path::Path};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use netmig_lab::root;
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
-    sys::{prctl, signal::Signal, statvfs::statvfs},
-};
 
-use super::{Step, command, mirror::mirror};
+use super::{Step, debian_tree::Recipe};
 
 /// What it takes while it is made, in bytes: the tree and the packages that it is made of.
 const SPACE: u64 = 1500 << 20;
-
-/// Directories in which it is made begin so; those that are left from a broken run are removed.
-const UNFINISHED: &str = ".making-root-";
 
 pub struct TestRoot;
 
@@ -56,24 +41,21 @@ impl Step for TestRoot {
     }
 
     fn make(&self) -> anyhow::Result<()> {
-        let (cache, goal) = (root::cache(), root::cached());
-        fs::create_dir_all(&cache).with_context(|| format!("creating {}", cache.display()))?;
-        remove_unfinished(&cache)?;
-        require_space(&cache)?;
-        let work = tempfile::Builder::new()
-            .prefix(UNFINISHED)
-            .tempdir_in(&cache)
-            .with_context(|| format!("creating a directory in {}", cache.display()))?;
-        let made = work.path().join("root");
-        command::run("test-root", &mut mmdebstrap(work.path(), &made, &mirror()?))?;
-        verify(&made)?;
-        fs::rename(&made, &goal)
-            .with_context(|| format!("renaming {} to {}", made.display(), goal.display()))
+        Recipe {
+            log: "test-root",
+            variant: "minbase",
+            packages: &root::PACKAGES,
+            suites: &[root::SUITE, root::NEWER_SUITE],
+            arguments: arguments(),
+            space: SPACE,
+        }
+        .make(&root::cached(), verify)
     }
 }
 
-fn mmdebstrap(work: &Path, made: &Path, mirror: &str) -> Command {
-    let (suite, newer) = (root::SUITE, root::NEWER_SUITE);
+/// Packages of the newer suite, and none of what nobody reads there.
+fn arguments() -> Vec<String> {
+    let newer = root::NEWER_SUITE;
     let pin = format!(
         r#"mkdir -p "$1/etc/apt/preferences.d"; printf 'Package: *\nPin: release n={newer}\nPin-Priority: 100\n' >"$1/etc/apt/preferences.d/99-{newer}""#
     );
@@ -81,46 +63,12 @@ fn mmdebstrap(work: &Path, made: &Path, mirror: &str) -> Command {
         r#"chroot "$1" apt-get -y --no-install-recommends -t {newer} install {}"#,
         root::NEWER.join(" ")
     );
-    let mut mmdebstrap = Command::new("mmdebstrap");
-    mmdebstrap.args(["--mode=root", "--variant=minbase"]);
-    mmdebstrap.arg(format!("--include={}", root::PACKAGES.join(",")));
-    mmdebstrap.arg(format!("--setup-hook={pin}"));
-    // A mirror may be one that stands still: what it says is signed all the same, and these hosts serve nobody.
-    for option in [
-        "Acquire::Check-Valid-Until \"false\"",
-        "Apt::Install-Recommends \"false\"",
-        "Acquire::Languages \"none\"",
-        "Acquire::Retries \"3\"",
-    ] {
-        mmdebstrap.arg(format!("--aptopt={option}"));
-    }
-    for nobody_reads in ["doc", "man", "locale", "info"] {
-        mmdebstrap.arg(format!(
-            "--dpkgopt=path-exclude=/usr/share/{nobody_reads}/*"
-        ));
-    }
-    mmdebstrap.arg(format!("--customize-hook={install}"));
-    mmdebstrap.arg(suite).arg(made);
-    for suite in [suite, newer] {
-        mmdebstrap.arg(format!("deb {mirror} {suite} main"));
-    }
-    mmdebstrap.env("TMPDIR", work).env("LC_ALL", "C");
-    bound(&mut mmdebstrap);
-    mmdebstrap
-}
-
-/// Binds a command to this process. Else it would go on alone, for minutes, into a directory that the next set-up removes; and what it
-/// mounts there (/proc, /sys, devices) would stay when it is killed, for that removal to walk into.
-fn bound(command: &mut Command) {
-    let bind = || {
-        prctl::set_pdeathsig(Signal::SIGTERM)?;
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
-        Ok(())
-    };
-    // SAFETY: these are system calls and no more: async-signal-safe, and they touch no memory of this process.
-    unsafe { command.pre_exec(bind) };
+    let without = ["doc", "man", "locale", "info"]
+        .map(|nobody_reads| format!("--dpkgopt=path-exclude=/usr/share/{nobody_reads}/*"));
+    let mut arguments = vec![format!("--setup-hook={pin}")];
+    arguments.extend(without);
+    arguments.push(format!("--customize-hook={install}"));
+    arguments
 }
 
 /// What a host cannot be without.
@@ -136,75 +84,9 @@ fn verify(made: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn remove_unfinished(cache: &Path) -> anyhow::Result<()> {
-    for entry in fs::read_dir(cache).with_context(|| format!("listing {}", cache.display()))? {
-        let entry = entry.with_context(|| format!("listing {}", cache.display()))?;
-        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            remove_quiet(&entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// Removes a directory that something which was killed may still be writing into.
-fn remove_quiet(path: &Path) -> anyhow::Result<()> {
-    let end = Instant::now() + Duration::from_secs(60);
-    loop {
-        match fs::remove_dir_all(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty && Instant::now() < end => {
-                thread::sleep(Duration::from_millis(200));
-            }
-            done => return done.with_context(|| format!("removing {}", path.display())),
-        }
-    }
-}
-
-fn require_space(cache: &Path) -> anyhow::Result<()> {
-    let file_system =
-        statvfs(cache).with_context(|| format!("asking for the space in {}", cache.display()))?;
-    let free = file_system.blocks_available() * file_system.fragment_size();
-    if free < SPACE {
-        bail!(
-            "no space: {} has {} MiB free, and {} MiB are needed; NETMIG_CACHE names another place",
-            cache.display(),
-            free >> 20,
-            SPACE >> 20
-        );
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_broken_run_left_is_removed_and_nothing_else() {
-        let cache = tempfile::tempdir().expect("a directory");
-        let (left, good) = (
-            cache.path().join(".making-root-x/root"),
-            cache.path().join("root-1"),
-        );
-        fs::create_dir_all(&left).expect("left");
-        fs::create_dir_all(&good).expect("good");
-        remove_unfinished(cache.path()).expect("removed");
-        assert!(!left.exists() && good.exists());
-    }
-
-    #[test]
-    fn what_is_mounted_while_the_root_is_made_is_not_mounted_here() {
-        let made = tempfile::tempdir().expect("a directory");
-        let mut mount = Command::new("sh");
-        mount.args([
-            "-ec",
-            r#"mount -t tmpfs tmpfs "$1"; touch "$1/device""#,
-            "sh",
-        ]);
-        bound(mount.arg(made.path()));
-        assert!(mount.status().expect("sh").success());
-        assert_eq!(fs::read_dir(made.path()).expect("read").count(), 0);
-    }
 
     #[test]
     fn a_root_without_its_programs_does_not_count() {

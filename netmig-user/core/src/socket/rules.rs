@@ -24,7 +24,9 @@ pub enum Class {
     TcpEmbryoStuck,
     /// TCP in TIME_WAIT.
     TcpTimeWait,
-    /// The same with its other end in the container, or on a kernel that does not let it be read.
+    /// The same with its other end in the container: it may end, for none of its segments is left.
+    TcpTimeWaitInside,
+    /// The same on a kernel that does not let it be read.
     TcpTimeWaitStuck,
     /// TCP whose connect() is under way.
     TcpSynSent,
@@ -179,6 +181,7 @@ pub const RULES: &[Rule] = {
     use Verdict::{Moves, Refused, Reset, Without};
     const QUEUED: &str = "an accept queue is carried from Linux 6.9 on; move when it is accepted";
     const NO_ECN: Verdict = Without(&[ECN]);
+    const NO_NEED: &str = "both its ends are in the container: with the namespace its segments end too, none can be late";
     const NO_PORT: &str = "the port is not protected at the target";
     const CLOSED: &str = "its program has closed it, and its peer is in the container or this kernel does not let it be read; move when it has ended";
     const RETRY: &str = "the peer repeats its SYN";
@@ -195,6 +198,7 @@ pub const RULES: &[Rule] = {
         rule(TcpEmbryo, Criu, SELF_MADE, Moves),
         rule(TcpEmbryoStuck, Criu, NOBODY, Reset(QUEUED)),
         rule(TcpTimeWait, Criu, SELF_MADE, Moves),
+        rule(TcpTimeWaitInside, Criu, NOBODY, Reset(NO_NEED)),
         rule(TcpTimeWaitStuck, Criu, NOBODY, Reset(NO_PORT)),
         rule(TcpSynSent, Criu, TRIO, Moves),
         rule(TcpSynRecv, Criu, NOBODY, Reset(RETRY)),
@@ -292,6 +296,7 @@ pub const RULES: &[Rule] = {
         rule(TcpEmbryo, Handoff, SELF_MADE, Moves),
         rule(TcpEmbryoStuck, Handoff, NOBODY, Reset(QUEUED)),
         rule(TcpTimeWait, Handoff, SELF_MADE, Moves),
+        rule(TcpTimeWaitInside, Handoff, NOBODY, Reset(NO_NEED)),
         rule(TcpTimeWaitStuck, Handoff, NOBODY, Reset(NO_PORT)),
         rule(
             TcpSynSent,

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use netmig_core::container::{Container, Manager, Mount, MountFate, Recipe, Resurrector};
 
-use super::{image, inspect};
+use super::{image, inspect, network};
 use crate::{
     engine::criu::{self, Kit},
     runtime::{Accepted, CreatedContainer, Error, make_bind_sources, remove, tool},
@@ -27,7 +27,7 @@ pub fn accepts(container: &Container) -> Result<Accepted, Error> {
         objections.push(format!("the target has a container named {name} already: rename or remove it there (podman rename, podman rm)"));
     }
     for network in networks {
-        let Some(here) = inspect::network(&network.name)? else {
+        let Some(here) = network::record(&network.name)? else {
             objections.push(format!(
                 "the target's podman has no network {}: create it there as it is on the source",
                 network.name

@@ -10,7 +10,7 @@ use netmig_core::container::{
 use nix::ifaddrs::getifaddrs;
 
 use super::{
-    args, image,
+    args, image, network, objections,
     record::{NetworkRecord, Record},
 };
 use crate::{
@@ -37,19 +37,6 @@ pub fn record(name: &str) -> Result<Option<Record>, Error> {
     }
 }
 
-/// The record of a network; none if podman knows none.
-pub fn network(name: &str) -> Result<Option<NetworkRecord>, Error> {
-    match tool::json::<Vec<NetworkRecord>>(&["podman", "network", "inspect", "--", name]) {
-        Ok(records) => Ok(records.into_iter().next()),
-        Err(tool::Error::Failed { stderr, .. })
-            if stderr.contains("not found") || stderr.contains("no such network") =>
-        {
-            Ok(None)
-        }
-        Err(e) => Err(e.into()),
-    }
-}
-
 /// Looks at a running container.
 pub fn inspect(name: &str, mounts: &Mounts) -> Result<Inspected, Error> {
     let record = record(name)?.ok_or_else(|| Error::NoSuchContainer {
@@ -59,7 +46,7 @@ pub fn inspect(name: &str, mounts: &Mounts) -> Result<Inspected, Error> {
     })?;
     let mut networks = Vec::new();
     for name in record.network_settings.networks.keys() {
-        networks.extend(network(name)?);
+        networks.extend(network::record(name)?);
     }
     let path = &record.oci_config_path;
     let config = fs::read_to_string(path).map_err(|e| Error::file("reading", path, e))?;
@@ -105,16 +92,16 @@ fn assemble(
             state: record.state.status.clone(),
         });
     }
-    let mut objections = objections(record);
+    let mut objections = objections::of(record);
     let mut warnings = Vec::new();
     for network in networks {
-        let (against, about) = network_findings(network);
+        let (against, about) = network::findings(network);
         objections.extend(against);
         warnings.extend(about);
     }
     let networks: Vec<PodmanNetwork> = networks
         .iter()
-        .map(|network| endpoint(record, network, interfaces))
+        .map(|network| network::endpoint(record, network, interfaces))
         .collect();
     let all_mounts = container_mounts(record, mounts);
     objections.extend(mounts.unknown(&all_mounts));
@@ -217,7 +204,7 @@ fn args_record<'a>(
     let networks = if networks.is_empty() {
         vec![record.host_config.network_mode.clone()]
     } else {
-        networks.iter().map(network_argument).collect()
+        networks.iter().map(network::argument).collect()
     };
     let bind = |m: &super::record::RecordMount| {
         (
@@ -243,96 +230,6 @@ fn args_record<'a>(
         networks,
         binds,
     }
-}
-
-/// `lan:ip=192.0.2.10,mac=02:00:00:00:00:10,interface_name=eth0`: addresses are pinned, so that the record is the same and stays so.
-pub fn network_argument(network: &PodmanNetwork) -> String {
-    let mut options: Vec<String> = network
-        .addresses
-        .iter()
-        .map(|address| {
-            let ip = address.split('/').next().unwrap_or_default();
-            format!("{}={ip}", if ip.contains(':') { "ip6" } else { "ip" })
-        })
-        .collect();
-    options.extend((!network.mac.is_empty()).then(|| format!("mac={}", network.mac)));
-    options.extend(
-        (!network.interface.is_empty()).then(|| format!("interface_name={}", network.interface)),
-    );
-    options.extend(network.aliases.iter().map(|alias| format!("alias={alias}")));
-    if options.is_empty() {
-        network.name.clone()
-    } else {
-        format!("{}:{}", network.name, options.join(","))
-    }
-}
-
-fn endpoint(
-    record: &Record,
-    network: &NetworkRecord,
-    interfaces: &[(String, String)],
-) -> PodmanNetwork {
-    let endpoint = record
-        .network_settings
-        .networks
-        .get(&network.name)
-        .cloned()
-        .unwrap_or_default();
-    let addresses = [
-        (endpoint.ip_address, endpoint.ip_prefix_len),
-        (endpoint.ipv6_address, endpoint.ipv6_prefix_len),
-    ];
-    let short_id = record.id.get(..12).unwrap_or(&record.id);
-    PodmanNetwork {
-        name: network.name.clone(),
-        interface: interfaces
-            .iter()
-            .find(|(_, mac)| *mac == endpoint.mac_address)
-            .map(|(name, _)| name.clone())
-            .unwrap_or_default(),
-        parent: network.network_interface.clone(),
-        addresses: addresses
-            .iter()
-            .filter(|(ip, _)| !ip.is_empty())
-            .map(|(ip, prefix)| format!("{ip}/{prefix}"))
-            .collect(),
-        mac: endpoint.mac_address,
-        // podman adds the short id by itself, and the target's is another one.
-        aliases: endpoint
-            .aliases
-            .into_iter()
-            .filter(|alias| alias != short_id && *alias != record.name)
-            .collect(),
-    }
-}
-
-/// What stands against a network, and what is to be known of it.
-fn network_findings(network: &NetworkRecord) -> (Option<String>, Option<String>) {
-    let name = &network.name;
-    let mode = network
-        .options
-        .as_ref()
-        .and_then(|options| options.get("mode"))
-        .map_or("", String::as_str);
-    let against = match network.driver.as_str() {
-        "bridge" if mode != "unmanaged" && !network.internal => Some(format!(
-            "network {name} is NATed behind this host ({}), so its addresses mean nothing elsewhere: connect the container to a bridge that carries \
-             the hosts' own segment (podman network create --interface-name BRIDGE -o mode=unmanaged --subnet SUBNET --disable-dns NAME)",
-            network
-                .subnets
-                .iter()
-                .flatten()
-                .map(|s| s.subnet.as_str())
-                .collect::<Vec<_>>()
-                .join(", "),
-        )),
-        "bridge" | "macvlan" => None,
-        driver => Some(format!(
-            "network {name} is of driver {driver}: only bridge (unmanaged) and macvlan networks can be moved"
-        )),
-    };
-    let about = network.dns_enabled.then(|| format!("network {name} has DNS by aardvark: names of containers left behind do not resolve at the target"));
-    (against, about)
 }
 
 fn resurrectors(record: &Record, restart: &str) -> Vec<Resurrector> {
@@ -379,81 +276,6 @@ fn container_mounts(record: &Record, mounts: &Mounts) -> Vec<Mount> {
     record.mounts.iter().map(mount).collect()
 }
 
-/// What stands against moving a container, by its record alone.
-fn objections(record: &Record) -> Vec<String> {
-    let host = &record.host_config;
-    let mut found = Vec::new();
-    let mut object = |condition: bool, text: &str| found.extend(condition.then(|| text.to_owned()));
-    object(
-        !record.pod.is_empty() || record.is_infra,
-        "it belongs to a pod: pods are not moved; run it as a container of its own",
-    );
-    let mode = host.network_mode.as_str();
-    object(
-        mode == "host",
-        "it uses the host's network, which stays with the host: give it a network of its own (--network NAME of an unmanaged bridge, or --network ns:PATH)",
-    );
-    object(
-        mode.starts_with("container:"),
-        "it shares the network namespace of another container: give it a network of its own",
-    );
-    object(
-        mode.starts_with("slirp4netns") || mode.starts_with("pasta"),
-        "its network is a user-mode one (pasta, slirp4netns), whose connections end in a process of this host: connect it to an unmanaged bridge",
-    );
-    object(
-        !host.port_bindings.is_empty(),
-        "it has published ports, and peers know the host's address: give it an address of its own on the segment and do without --publish",
-    );
-    for (mode, name, option) in [
-        (&host.ipc_mode, "IPC", "--ipc"),
-        (&host.pid_mode, "pid", "--pid"),
-        (&host.uts_mode, "UTS", "--uts"),
-        (&host.cgroup_mode, "cgroup", "--cgroupns"),
-    ] {
-        let shared = mode.starts_with("container:")
-            || mode.starts_with("ns:")
-            || (mode == "host" && option != "--cgroupns" && option != "--uts");
-        object(
-            shared,
-            &format!("it shares a {name} namespace ({option}={mode}): give it one of its own"),
-        );
-    }
-    object(
-        !matches!(host.userns_mode.as_str(), "" | "host") || host.id_mappings.is_some(),
-        "it has a user namespace: run it without --userns, --uidmap and --gidmap",
-    );
-    object(
-        record.config.tty,
-        "it has a terminal (--tty), which cannot follow it: create it without -t",
-    );
-    object(
-        !record.exec_ids.is_empty(),
-        "`podman exec` sessions are open in it: end them first",
-    );
-    object(
-        !record.rootfs.is_empty(),
-        "it was made with --rootfs: make it from an image",
-    );
-    object(
-        !host.devices.is_empty(),
-        "it has devices of this host (--device): their state cannot be moved",
-    );
-    object(
-        !record.dependencies.is_empty(),
-        "it depends on other containers of this host: remove the dependency (--requires, --volumes-from)",
-    );
-    object(
-        record.driver != "overlay",
-        "its storage driver is not overlay, so it has no writable layer of its own that could be copied: set driver=\"overlay\" in storage.conf",
-    );
-    object(
-        record.oci_runtime.contains('/'),
-        "its OCI runtime was given as a path: create it with --runtime runc or --runtime crun, so that it can be told apart for the move",
-    );
-    found
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -483,12 +305,6 @@ mod tests {
             CONFIG,
             mounts,
         )
-    }
-
-    fn objections(change: impl FnOnce(&mut serde_json::Value)) -> Vec<String> {
-        let mut value = value();
-        change(&mut value);
-        inspected(value, &Mounts::default()).unwrap().objections
     }
 
     #[test]
@@ -573,47 +389,22 @@ mod tests {
     }
 
     #[test]
-    fn each_refusal_names_its_reason_and_a_way_out() {
-        type Change = fn(&mut serde_json::Value);
-        let cases: [(Change, &str); 11] = [
-            (
-                |v| v["HostConfig"]["NetworkMode"] = "host".into(),
-                "host's network",
-            ),
-            (
-                |v| v["HostConfig"]["NetworkMode"] = "container:4711".into(),
-                "network namespace of another container",
-            ),
-            (
-                |v| v["HostConfig"]["NetworkMode"] = "pasta".into(),
-                "user-mode",
-            ),
-            (
-                |v| {
-                    v["HostConfig"]["PortBindings"] =
-                        serde_json::json!({"80/tcp": [{"HostPort": "8080"}]})
-                },
-                "published ports",
-            ),
-            (|v| v["Pod"] = "4711".into(), "pod"),
-            (|v| v["HostConfig"]["IpcMode"] = "host".into(), "--ipc=host"),
-            (
-                |v| v["HostConfig"]["UsernsMode"] = "private".into(),
-                "user namespace",
-            ),
-            (|v| v["Config"]["Tty"] = true.into(), "without -t"),
-            (
-                |v| v["Config"]["CreateCommand"] = serde_json::Value::Null,
-                "created over the API",
-            ),
-            (|v| v["ExecIDs"] = serde_json::json!(["1"]), "podman exec"),
-            (|v| v["Driver"] = "vfs".into(), "overlay"),
-        ];
-        for (change, reason) in cases {
-            let found = objections(change);
-            assert_eq!(found.len(), 1, "{found:?}");
-            assert!(found[0].contains(reason), "{reason}: {found:?}");
-        }
+    fn what_was_created_over_the_api_cannot_be_created_again() {
+        let mut value = value();
+        value["Config"]["CreateCommand"] = serde_json::Value::Null;
+        let found = inspected(value, &Mounts::default()).unwrap().objections;
+        assert!(
+            matches!(&found[..], [why] if why.contains("created over the API")),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn what_stands_against_the_record_is_said() {
+        let mut value = value();
+        value["Config"]["Tty"] = true.into();
+        let found = inspected(value, &Mounts::default()).unwrap().objections;
+        assert_eq!(found.len(), 1, "{found:?}");
     }
 
     #[test]
@@ -642,16 +433,6 @@ mod tests {
                 .iter()
                 .all(|m| m.fate == MountFate::Shared)
         );
-    }
-
-    #[test]
-    fn nat_network_is_refused_and_dns_is_said() {
-        let mut network = networks().remove(0);
-        assert_eq!(network_findings(&network), (None, None));
-        network.options = None;
-        network.dns_enabled = true;
-        let (against, about) = network_findings(&network);
-        assert!(against.unwrap().contains("192.0.2.0/24") && about.unwrap().contains("aardvark"));
     }
 
     #[test]

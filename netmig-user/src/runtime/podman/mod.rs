@@ -11,6 +11,8 @@ mod create;
 pub mod image;
 mod inspect;
 pub mod netavark;
+mod network;
+mod objections;
 mod record;
 mod source;
 mod unstartable;

@@ -61,6 +61,7 @@ pub(super) fn classify(socket: &Found) -> Class {
     let carried = !inner && kernel::readable();
     // The kernel counts a FIN that was not acknowledged as a byte.
     match socket.state {
+        State::TimeWait if inner => Class::TcpTimeWaitInside,
         State::TimeWait if carried => Class::TcpTimeWait,
         State::TimeWait => Class::TcpTimeWaitStuck,
         _ if carried && (socket.wqueue <= 1 || queue::readable()) => Class::TcpOrphan,
