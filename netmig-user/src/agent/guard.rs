@@ -7,6 +7,7 @@
 use std::{
     io,
     path::Path,
+    process::Child,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,7 @@ use tracing::{info, warn};
 
 use super::{
     local::{self, Greeting, Told},
-    resident, start,
+    paths, resident, start,
 };
 
 /// First argument by which the binary knows that it is to be a guardian; the move follows.
@@ -24,22 +25,38 @@ pub const GUARD: &str = "guard";
 /// The guardians' cgroup.
 const CGROUP: &str = "/sys/fs/cgroup/netmig-guardian";
 
-/// Pauses before the next agent is started. One that the move itself kills is not started as fast as it dies.
+/// Pauses before the next one is started. An agent that the move itself kills is not started as fast as it dies.
 const PAUSE: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(5);
 /// An agent that has lived for so long did not die of being started.
 const LIVED: Duration = Duration::from_secs(10);
 
-/// Starts the guardian of a move. It lives as long as the move, whoever dies.
+/// Starts the guardian of a move. It lives as long as the move, whoever dies; one that dies itself is replaced.
 ///
 /// # Errors
 /// The process cannot be started.
 pub fn start(mv: MoveId) -> io::Result<()> {
-    let mut command = start::detached(&[GUARD, &mv.to_string()])?;
-    let mut child = command.spawn()?;
-    // Whoever outlives the other: a thread takes its exit status.
-    std::thread::spawn(move || child.wait());
+    let mut child = spawn(mv)?;
+    std::thread::spawn(move || {
+        loop {
+            let ended = child.wait();
+            // It ends well with its move alone.
+            if ended.is_ok_and(|status| status.success()) || !paths::run(mv).exists() {
+                return;
+            }
+            warn!(%mv, "the guardian is gone: another one takes its place");
+            std::thread::sleep(PAUSE);
+            child = match spawn(mv) {
+                Ok(child) => child,
+                Err(e) => return warn!(%mv, "nobody guards the move: {e}"),
+            };
+        }
+    });
     Ok(())
+}
+
+fn spawn(mv: MoveId) -> io::Result<Child> {
+    start::detached(&[GUARD, &mv.to_string()])?.spawn()
 }
 
 /// Guards a move until it has ended.

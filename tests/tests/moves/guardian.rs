@@ -20,6 +20,9 @@ const KILL: &str = r#"all() { for p in /proc/[0-9]*; do
     done; true; }
     while found=$(all "$1"); [ -n "$found" ]; do kill -STOP $found; kill -KILL $found; sleep 0.01; done"#;
 
+/// As the process's command line begins; the brackets keep the pattern from finding its own shell.
+const GUARDIAN: &str = "[n]etmig-user guard ";
+
 /// A move whose blackout waits for its target, and peers that give up after three seconds without a word.
 struct Guarded<'a> {
     kept: &'a Kept,
@@ -78,8 +81,17 @@ fn an_agent_that_is_killed_has_a_guardian_and_without_one_peers_are_kept() {
         .expect("written");
 
     let guarded = Guarded::waiting(&kept);
+    kill(source, "KILL", GUARDIAN);
     let begun = Instant::now();
+    while source.sh(&format!("pgrep -f '{GUARDIAN}'")).is_err() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(5),
+            "it is not replaced"
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
     guarded.kill_all_but("netmig-user guard ");
+    let begun = Instant::now();
     while guarded.container("") != "runs 0" {
         assert!(
             begun.elapsed() < Duration::from_secs(5),
@@ -90,6 +102,11 @@ fn an_agent_that_is_killed_has_a_guardian_and_without_one_peers_are_kept() {
     }
     println!("runs again after {:?}", begun.elapsed());
     guarded.lives_on();
+    let log = source
+        .run(&["cat", "/run/netmig/agent.log"])
+        .expect("the agents' log");
+    let delivered = "delivering what an earlier agent has acknowledged";
+    assert!(log.contains(delivered), "{log}");
 
     let guarded = Guarded::waiting(&kept);
     guarded.kill_all_but("^$");
