@@ -60,6 +60,9 @@ pub enum Command {
     /// Supervises a runtime's command
     #[command(hide = true)]
     Supervise(Supervise),
+    /// Waits beside the agent until a move has ended
+    #[command(hide = true)]
+    Guard(Guard),
     /// The engine's part in a handoff, which the agent starts
     #[command(hide = true)]
     HandoffEngine(HandoffEngine),
@@ -424,6 +427,13 @@ pub struct Supervise {
     /// The command
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
+}
+
+/// Arguments of `guard`.
+#[derive(Debug, Args)]
+pub struct Guard {
+    /// The move
+    pub mv: MoveId,
 }
 
 /// Arguments of `handoff`.

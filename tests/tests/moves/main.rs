@@ -7,6 +7,7 @@ mod container;
 mod content;
 mod faults;
 mod gate;
+mod guardian;
 mod handoff;
 mod hold;
 mod keeper;

@@ -89,6 +89,8 @@ pub(super) struct State {
     /// Trees that were copied whole, and when that began.
     pub(super) copied: BTreeMap<Tree, Moment>,
     pub(super) dropped: u64,
+    /// Packets that the gate's program has answered.
+    pub(super) answered: u64,
     pub(super) reopened: Option<Instant>,
     pub(super) gate: Option<Gate>,
     pub(super) hold: Option<Arc<Hold>>,
@@ -195,6 +197,7 @@ impl Steps {
         let held = held.unwrap_or_default();
         Packets {
             dropped: held.dropped + state.dropped,
+            answered: held.answered + state.answered,
             ..held
         }
     }
