@@ -101,7 +101,8 @@ pub struct Tally {
     pub unhandled: [u64; 8],
     /// Times that the program latched `expired`.
     pub expired: u64,
-    /// Answers that passed the closed gate in the container's name (contained in `packets`).
+    /// Outbound: answers that passed the closed gate in the container's name (contained in `packets`). Inbound: packets that the program has
+    /// answered itself.
     pub answered: u64,
 }
 

@@ -7,16 +7,18 @@ pub mod accept;
 pub mod adrift;
 mod counters;
 mod flow;
+mod kept;
 mod mode;
 pub mod queues;
 pub mod survey;
 
 pub use counters::{COUNTED, Counters, Protocol, Tally, Unhandled};
 pub use flow::{Direction, FlowHint, FlowKey, FlowState, SCALE_ABSENT, SCALE_MAX, SCALE_UNKNOWN};
+pub use kept::{KeptFlow, SILENT_MS};
 pub use mode::{Mode, ModeWord, Side};
 
 /// Version of everything in this crate that is kept in a pinned map; a gate pinned by another version is not opened.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Index in map `ORDER`: packets redirected to the hold.
 pub const REDIRECTED: u32 = 0;
@@ -43,6 +45,11 @@ pub struct Settings {
     pub answers: u32,
     /// Not 0: the container's own pure ACKs pass the closed gate of a source.
     pub acks: u32,
+    /// From then on the container's clock, as its peers see it, stands still in `closed` (ns of CLOCK_MONOTONIC): at the target it goes on from the
+    /// dump. 0: it goes.
+    pub still_ns: u64,
+    /// How long a lease lasts in `closed`, in ms; 0: there is none. Says when its deadline was last moved.
+    pub lease_ms: u64,
 }
 
 #[cfg(feature = "user")]
@@ -53,6 +60,8 @@ mod pod {
     unsafe impl aya::Pod for super::FlowHint {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::FlowState {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::KeptFlow {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Tally {}
     // SAFETY: as above.

@@ -8,6 +8,7 @@
 mod log;
 
 pub mod drain;
+pub mod kept;
 pub mod maps;
 pub mod packet;
 pub mod tcp;

@@ -5,8 +5,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray},
 };
 
-use crate::{packet::Packet, tcp::Found};
-use netmig_common::{COUNTED, FlowHint, FlowKey, FlowState, Settings, Tally};
+use crate::{kept::Answer, packet::Packet, tcp::Found};
+use netmig_common::{COUNTED, FlowHint, FlowKey, FlowState, KeptFlow, Settings, Tally};
 
 /// Connections that one container may have during a move.
 const FLOWS_MAX: u32 = 262_144;
@@ -41,6 +41,11 @@ pub static HINTS: HashMap<FlowKey, FlowHint> =
 pub static FLOWS: HashMap<FlowKey, FlowState> =
     HashMap::with_max_entries(FLOWS_MAX, BPF_F_NO_PREALLOC);
 
+/// Written by user space.
+#[map]
+pub static KEPT: HashMap<FlowKey, KeptFlow> =
+    HashMap::with_max_entries(FLOWS_MAX, BPF_F_NO_PREALLOC);
+
 /// Memory of one run of a program, see [`Scratch`].
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
@@ -58,6 +63,12 @@ pub struct Scratch {
     pub found: Found,
     /// The TCP options themselves.
     pub options: [u8; 64],
+    /// An answer, from its IP header on.
+    pub answer: Answer,
+    /// The connection, where the stack has no room for it.
+    pub key: FlowKey,
+    /// What came of it.
+    pub verdict: i32,
 }
 
 /// The scratch memory of this CPU; a program runs with softirqs off, so no other run gets at it meanwhile.
@@ -65,3 +76,6 @@ pub struct Scratch {
 pub fn scratch() -> Option<*mut Scratch> {
     SCRATCH.get_ptr_mut(0)
 }
+
+/// Its addresses are read as words.
+const _: () = assert!(core::mem::offset_of!(Scratch, key) % 4 == 0);

@@ -26,6 +26,8 @@ const EXTENSION_HEADERS: u32 = 8;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Packet {
+    /// Offset of the IP header.
+    pub network: u32,
     /// Offset of the transport header.
     pub transport: u32,
     /// Offset of the first byte after the IP packet; padding of the link layer lies behind it.
@@ -44,6 +46,7 @@ impl Packet {
     const fn opaque(protocol: Protocol) -> Self {
         Self {
             protocol: protocol as u32,
+            network: 0,
             transport: 0,
             end: 0,
             trouble: WHOLE,
@@ -54,6 +57,7 @@ impl Packet {
     const fn trouble(protocol: Protocol, trouble: Unhandled) -> Self {
         Self {
             protocol: protocol as u32,
+            network: 0,
             transport: 0,
             end: 0,
             trouble: trouble as u32,
@@ -236,6 +240,7 @@ fn whole(ctx: &TcContext, protocol: Protocol, offset: u32, transport: u32, total
     };
     Packet {
         protocol: protocol as u32,
+        network: offset,
         transport,
         end,
         trouble,

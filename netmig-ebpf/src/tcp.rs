@@ -91,6 +91,12 @@ impl Segment {
         self.payload == 0 && self.flags & (FIN | SYN | RST | ACK) == ACK
     }
 
+    /// Has options.
+    #[inline(always)]
+    pub fn has_options(&self) -> bool {
+        self.header > HEADER
+    }
+
     /// The sequence number after this segment.
     #[inline(always)]
     pub fn end(&self) -> u32 {

@@ -10,6 +10,7 @@ use netmig_common::{
 
 use crate::{
     drain,
+    kept::{self, Does},
     maps::{HOLDS, MODE, ORDER, SETTINGS, TALLIES},
     packet::{self, Packet, WHOLE},
     tcp::Segment,
@@ -26,7 +27,22 @@ pub fn link(ctx: &TcContext, direction: Direction) -> i32 {
         return DROP;
     };
     let word = mode_word(ctx, tally);
-    match ModeWord::mode_bits(word) {
+    let mode = ModeWord::mode_bits(word);
+    if matches!(direction, Direction::Inbound)
+        && (mode == EXPIRED || mode == SHUT && ModeWord::is_source(word))
+    {
+        match kept::segment(ctx, word) {
+            Does::Nothing if mode == EXPIRED => return pass(ctx, tally),
+            Does::Nothing => return closed(ctx, direction, tally, word),
+            Does::Drop => return drop_packet(ctx, tally, Protocol::Tcp as u32),
+            Does::Answer(verdict) => {
+                tell!(ctx, "answered: {} bytes", ctx.len());
+                tally.answered += 1;
+                return verdict;
+            }
+        }
+    }
+    match mode {
         PASSES | EXPIRED => pass(ctx, tally),
         DRAINS => {
             if let Some(verdict) = datagram(ctx, direction, tally) {
@@ -58,6 +74,7 @@ pub fn loopback(ctx: &TcContext) -> i32 {
 
 const PASSES: u8 = Mode::Pass as u8;
 const DRAINS: u8 = Mode::Drain as u8;
+const SHUT: u8 = Mode::Closed as u8;
 const EXPIRED: u8 = Mode::Expired as u8;
 const OPENS: u8 = Mode::Opening as u8;
 const LOOPBACK: u32 = 2;

@@ -73,7 +73,7 @@ pub struct MoveSpec {
     pub manager: Manager,
     /// The container's name or id.
     pub name: String,
-    /// `ssh://[user@]host[:port]`.
+    /// [`Destination`](crate::wire::destination::Destination).
     pub to: String,
     /// How netmig-user is called at the target, split into words (`sudo netmig-user`).
     pub remote_command: Vec<String>,
@@ -99,6 +99,8 @@ pub struct MoveSpec {
     pub dry_run: bool,
     /// What ssh needs of the operator's environment (HOME, SSH_AUTH_SOCK, ...).
     pub env: Vec<(String, String)>,
+    /// Where this host's credentials for TLS are.
+    pub credentials: PathBuf,
 }
 
 /// What a client is told about a move.

@@ -3,6 +3,7 @@ use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
     io,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -23,7 +24,7 @@ use tracing::{info, warn};
 use super::{
     kept,
     local::{self, Decision, Greeting, Known, MoveSpec, Say, Told},
-    paths,
+    pace, paths,
 };
 use crate::{
     driver::{feed::Feed, source, target},
@@ -91,7 +92,7 @@ pub async fn run() -> Result<()> {
     fs::create_dir_all(paths::run_moves()).context("making /run/netmig/moves")?;
     fs::create_dir_all(paths::state_moves()).context("making /var/lib/netmig/moves")?;
     let Some(_lock) = lock()? else { return Ok(()) };
-    own_cgroup();
+    own_cgroup(Path::new(pace::CGROUP));
     let moves = Moves::default();
     take_up(&moves);
     let programs = Desk::open(Arc::new(verdict))
@@ -150,9 +151,8 @@ fn listen() -> Result<UnixListener> {
     bound.with_context(|| format!("listening at {}", path.display()))
 }
 
-/// Leaves the cgroup of whoever started the agent, so that stopping that (a unit, an ssh session) does not stop a move.
-fn own_cgroup() {
-    let dir = std::path::Path::new(super::pace::CGROUP);
+/// Leaves the cgroup of whoever started this process for `dir`, so that stopping that (a unit, an ssh session) does not stop a move.
+pub(super) fn own_cgroup(dir: &Path) {
     let enter = || -> io::Result<()> {
         if !dir
             .parent()

@@ -89,11 +89,22 @@ pub async fn connect() -> Result<UnixStream, Error> {
 fn spawn() -> Result<(), Error> {
     let run = paths::run_moves();
     fs::create_dir_all(&run).map_err(|source| Error::Directory { path: run, source })?;
-    let log = open_log().map_err(Error::Spawn)?;
-    let errors = log.try_clone().map_err(Error::Spawn)?;
-    let mut command = Command::new(paths::program().map_err(Error::Spawn)?);
+    let mut command = detached(&["agent", "--resident"]).map_err(Error::Spawn)?;
+    let child = command.spawn().map_err(Error::Spawn)?;
+    // The child lives on by itself; a thread takes its exit status if we should outlive it.
+    std::thread::spawn(move || {
+        let mut child = child;
+        child.wait()
+    });
+    Ok(())
+}
+
+/// This program with other arguments, in a session of its own and with an environment that is the host's; it writes to the agent's log.
+pub(super) fn detached(args: &[&str]) -> io::Result<Command> {
+    let log = open_log()?;
+    let mut command = Command::new(paths::program()?);
     command
-        .args(["agent", "--resident"])
+        .args(args)
         .env_clear()
         .envs(
             ENVIRONMENT
@@ -101,8 +112,8 @@ fn spawn() -> Result<(), Error> {
                 .filter_map(|name| Some((name, env::var_os(name)?))),
         )
         .stdin(Stdio::null())
+        .stderr(log.try_clone()?)
         .stdout(log)
-        .stderr(errors)
         .current_dir("/");
     // SAFETY: setsid is async-signal-safe and touches nothing of the parent.
     unsafe {
@@ -111,13 +122,7 @@ fn spawn() -> Result<(), Error> {
             Ok(())
         })
     };
-    let child = command.spawn().map_err(Error::Spawn)?;
-    // The child lives on by itself; a thread takes its exit status if we should outlive it.
-    std::thread::spawn(move || {
-        let mut child = child;
-        child.wait()
-    });
-    Ok(())
+    Ok(command)
 }
 
 fn open_log() -> io::Result<File> {

@@ -4,16 +4,17 @@ use tokio::io::{AsyncWriteExt, copy, stdin, stdout};
 
 use super::args;
 use crate::agent::{
+    listen,
     local::{self, Greeting},
     resident, start, stdio,
 };
 
-/// Runs the resident agent or a pipe to it.
+/// Runs the resident agent, or pipes to it.
 pub async fn run(args: args::Agent) -> Result<()> {
-    if args.resident {
-        resident::run().await
-    } else {
-        stdio::run().await
+    match args.listen {
+        Some(address) => listen::run(address, args.tls_dir).await,
+        None if args.resident => resident::run().await,
+        None => stdio::run().await,
     }
 }
 

@@ -1,5 +1,5 @@
 //! The arguments of every subcommand, and what exit codes mean.
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use netmig_core::{
@@ -8,7 +8,10 @@ use netmig_core::{
     proto::Attach,
 };
 
-use crate::{agent::local::Drain, wire::dial::Destination};
+use crate::{
+    agent::local::Drain,
+    wire::{destination::Destination, tls},
+};
 
 /// Moves a running container with its open connections to another host.
 ///
@@ -57,6 +60,9 @@ pub enum Command {
     /// Supervises a runtime's command
     #[command(hide = true)]
     Supervise(Supervise),
+    /// Waits beside the agent until a move has ended
+    #[command(hide = true)]
+    Guard(Guard),
     /// The engine's part in a handoff, which the agent starts
     #[command(hide = true)]
     HandoffEngine(HandoffEngine),
@@ -90,10 +96,14 @@ impl Which {
 /// What `migrate` and `plan` share.
 #[derive(Debug, Args)]
 pub struct Move {
-    /// The target host; ssh's own configuration (keys, jump hosts, ports) is used
-    #[arg(long, value_name = "ssh://[USER@]HOST[:PORT]")]
+    /// The target host: ssh://[USER@]HOST[:PORT], by ssh's own configuration (keys, jump hosts, ports), or tls://HOST:PORT, where
+    /// `netmig-user agent --listen` runs
+    #[arg(long, value_name = "HOST")]
     pub to: Option<Destination>,
-    /// How netmig-user is called at the target
+    /// This host's credentials for tls://: a directory with ca.pem, cert.pem and key.pem
+    #[arg(long, value_name = "DIR", default_value = tls::DIRECTORY)]
+    pub tls_dir: PathBuf,
+    /// How ssh:// calls netmig-user at the target
     #[arg(long, value_name = "COMMAND", default_value = "netmig-user")]
     pub remote_command: String,
     /// Fate of a bind mount: DST=copy|shared|refuse (default: refuse)
@@ -383,7 +393,7 @@ pub struct NetDiff {
 
 /// Arguments of `agent`.
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("how").required(true).multiple(false).args(["stdio", "resident"]))]
+#[command(group = clap::ArgGroup::new("how").required(true).multiple(false).args(["stdio", "resident", "listen"]))]
 pub struct Agent {
     /// Be the far end of an ssh connection: a pipe to the resident agent, which is started if none runs
     #[arg(long)]
@@ -391,6 +401,12 @@ pub struct Agent {
     /// Be the resident agent, in the foreground
     #[arg(long)]
     pub resident: bool,
+    /// Take TLS connections of other hosts' `--to tls://`, in the foreground, each a pipe to the resident agent
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// This host's credentials for --listen: a directory with ca.pem, cert.pem and key.pem
+    #[arg(long, value_name = "DIR", default_value = tls::DIRECTORY)]
+    pub tls_dir: PathBuf,
 }
 
 /// Arguments of `rsh`, as rsync gives them.
@@ -411,6 +427,13 @@ pub struct Supervise {
     /// The command
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
+}
+
+/// Arguments of `guard`.
+#[derive(Debug, Args)]
+pub struct Guard {
+    /// The move
+    pub mv: MoveId,
 }
 
 /// Arguments of `handoff`.

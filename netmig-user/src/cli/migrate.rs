@@ -5,9 +5,12 @@ use anyhow::{Context, Result};
 use netmig_core::report::{Outcome, Report};
 
 use super::{args, follow};
-use crate::agent::{
-    local::{self, Drain, Greeting, MoveSpec},
-    start,
+use crate::{
+    agent::{
+        local::{self, Drain, Greeting, MoveSpec},
+        start,
+    },
+    wire::{destination::Scheme, tls},
 };
 
 /// What ssh may need of the operator's environment.
@@ -75,10 +78,14 @@ fn base(
     name: &str,
     how: &args::Move,
 ) -> Result<MoveSpec> {
-    let to = how
-        .to
-        .as_ref()
-        .context("no target: --to ssh://[USER@]HOST[:PORT] says where the container goes")?;
+    let to = how.to.as_ref().context(
+        "no target: --to ssh://[USER@]HOST[:PORT] or tls://HOST:PORT says where the container goes",
+    )?;
+    // The agent may have been started elsewhere.
+    let credentials = std::path::absolute(&how.tls_dir).context("finding this directory")?;
+    if to.scheme == Scheme::Tls {
+        tls::check_caller(&credentials)?;
+    }
     let remote_command: Vec<String> = how
         .remote_command
         .split_whitespace()
@@ -106,6 +113,7 @@ fn base(
             .iter()
             .filter_map(|name| Some(((*name).to_owned(), env::var(name).ok()?)))
             .collect(),
+        credentials,
     })
 }
 

@@ -17,6 +17,8 @@ use anyhow::{Context, Result};
 pub use called::called;
 use tracing_subscriber::EnvFilter;
 
+use crate::agent::guard;
+
 /// Runs the subcommand.
 ///
 /// # Errors
@@ -29,7 +31,12 @@ pub fn run(args: args::Cli) -> Result<ExitCode> {
         .with_ansi(false)
         .with_writer(std::io::stderr)
         .init();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let mut builder = match args.command {
+        // It waits and does nothing else.
+        args::Command::Guard(_) => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder
         .enable_all()
         .build()
         .context("starting the runtime")?;
@@ -44,6 +51,10 @@ pub fn run(args: args::Cli) -> Result<ExitCode> {
             args::Command::Recover(args) => recover::run(args).await,
             args::Command::Net(args) => net::run(&args),
             args::Command::Agent(args) => agent::run(args).await.map(|()| ExitCode::SUCCESS),
+            args::Command::Guard(args) => {
+                guard::run(args.mv).await;
+                Ok(ExitCode::SUCCESS)
+            }
             args::Command::Rsh(args) => agent::rsh(args).await.map(|()| ExitCode::SUCCESS),
             args::Command::Supervise(_) | args::Command::HandoffEngine(_) => {
                 unreachable!("taken before a runtime was started")

@@ -1,7 +1,20 @@
 //! Frames that come in at the host's end of a container's veth as if the container had sent them: bridge, conntrack and NAT see no difference.
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
-use super::{Error, Gate, Orientation, Point, Step, object::Program};
+use aya::{
+    maps::{HashMap, MapData, MapError},
+    programs::{SchedClassifier, TestRun as _, TestRunOptions},
+};
+use netmig_common::{FlowKey, KeptFlow};
+use nix::time::{ClockId, clock_gettime};
+
+use super::{
+    Error, Gate, Orientation, Point, Step,
+    object::{self, Program},
+};
 
 /// Sends them, past the closed gate of a source; from the grant on the gate drops them.
 pub struct Answerer {
@@ -9,6 +22,21 @@ pub struct Answerer {
     /// `struct __sk_buff`, of which only `cb[0]`, the device, is not 0.
     context: [u8; 68],
     device: String,
+    ifindex: u32,
+    kept: HashMap<MapData, FlowKey, KeptFlow>,
+}
+
+/// What the programs are to say by themselves to the peer of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// First byte that the container has not sent.
+    pub seq: u32,
+    /// First byte that has not been acknowledged.
+    pub ack: u32,
+    /// The container's timestamp at a moment, its unit in bit 0; none without timestamps.
+    pub stamp: Option<(u32, Instant)>,
+    /// Bytes before `ack` are in no socket.
+    pub owned: bool,
 }
 
 impl Gate {
@@ -20,6 +48,28 @@ impl Gate {
     /// If the map cannot be written.
     pub fn let_acks_pass(&self, pass: bool) -> Result<(), Error> {
         self.set(|settings| settings.acks = pass.into())
+    }
+
+    /// The container's clock as its peers see it stands from `moment` on, as long as the gate is closed.
+    ///
+    /// # Errors
+    /// If the map cannot be written, or the clock not be read.
+    pub fn stands_since(&self, moment: Instant) -> Result<(), Error> {
+        let still_ns = monotonic(moment)?;
+        self.set(|settings| settings.still_ns = still_ns)
+    }
+
+    /// Connections of whose peers the programs know what they were last told, also by an agent that is gone.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn told(&self) -> Result<Vec<FlowKey>, Error> {
+        let kept: HashMap<MapData, FlowKey, KeptFlow> = object::map(&self.pins, "KEPT")?;
+        let keys: Result<_, _> = kept.keys().collect();
+        keys.map_err(|source| Error::Map {
+            map: "KEPT",
+            source,
+        })
     }
 
     /// For a point of [`Orientation::HostSide`] in the caller's own namespace.
@@ -42,6 +92,8 @@ impl Gate {
             program: Program::Answer.open(&self.pins)?,
             context,
             device: point.name.clone(),
+            ifindex: point.ifindex,
+            kept: object::map(&self.pins, "KEPT")?,
         })
     }
 }
@@ -70,4 +122,54 @@ impl Answerer {
         }
         Ok(())
     }
+
+    /// From now on the programs answer probes of this peer by themselves, and, when user space is silent or the lease has run out, whatever it
+    /// sends, as long as something is owned.
+    ///
+    /// # Errors
+    /// If the map is full or cannot be written, or the clock not be read.
+    pub fn keeps(&mut self, key: &FlowKey, standing: &Standing) -> Result<(), Error> {
+        let (stamp, read_ns) = match standing.stamp {
+            Some((stamp, read)) => (stamp, monotonic(read)?),
+            None => (0, 0),
+        };
+        let flow = KeptFlow {
+            read_ns,
+            seq: standing.seq,
+            ack: standing.ack,
+            stamp,
+            stamped: standing.stamp.is_some().into(),
+            owned: standing.owned.into(),
+            device: self.ifindex,
+        };
+        let put = self.kept.insert(key, flow, 0);
+        put.map_err(|source| Error::Map {
+            map: "KEPT",
+            source,
+        })
+    }
+
+    /// The programs answer this peer no more. One that they did not is no error.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn forgets(&mut self, key: &FlowKey) -> Result<(), Error> {
+        match self.kept.remove(key) {
+            Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(e)) if e.io_error.kind() == io::ErrorKind::NotFound => {
+                Ok(())
+            }
+            removed => removed.map_err(|source| Error::Map {
+                map: "KEPT",
+                source,
+            }),
+        }
+    }
+}
+
+/// A moment in ns of CLOCK_MONOTONIC, as `bpf_ktime_get_ns` has it.
+fn monotonic(moment: Instant) -> Result<u64, Error> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|e| Error::Clock(e.into()))?;
+    let then = Duration::from(now).saturating_sub(moment.elapsed());
+    Ok(u64::try_from(then.as_nanos()).unwrap_or(u64::MAX))
 }

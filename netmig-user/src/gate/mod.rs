@@ -5,7 +5,7 @@
 //! | pin | what |
 //! |---|---|
 //! | `gate` | symbolic link; its target says which layout, move and side ([`record`]) |
-//! | `MODE` `SETTINGS` `TALLIES` `HOLDS` `ORDER` `HINTS` `FLOWS` | the maps |
+//! | `MODE` `SETTINGS` `TALLIES` `HOLDS` `ORDER` `HINTS` `FLOWS` `KEPT` | the maps |
 //! | `netmig_inbound` `netmig_outbound` `netmig_loopback` `netmig_answer` | the programs |
 //! | `at_N` | symbolic link; its target is the record of the N-th point ([`record`]), written before anything is attached there |
 //! | `at_N_inbound` ... | TCX links |
@@ -25,7 +25,7 @@ mod record;
 mod shared;
 pub mod status;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod word;
 
 use std::{
@@ -35,7 +35,7 @@ use std::{
     time::Duration,
 };
 
-pub use answerer::Answerer;
+pub use answerer::{Answerer, Standing};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 pub use drain::{Drained, FlowScales, Progress};
 pub use error::{Error, Step};
@@ -167,6 +167,11 @@ impl Gate {
         if mode == Mode::Drain && self.mode()?.mode != Mode::Drain {
             // Sequence numbers of an earlier drain are no measure of what is in flight now.
             self.set(|settings| settings.round = settings.round.wrapping_add(1))?;
+        }
+        if mode == Mode::Closed {
+            let lease = lease.map_or(0, |lease| lease.as_millis());
+            let lease_ms = u64::try_from(lease).unwrap_or(u64::MAX);
+            self.set(|settings| (settings.lease_ms, settings.still_ns) = (lease_ms, 0))?;
         }
         self.word.set_mode(mode, epoch, lease)
     }

@@ -15,8 +15,8 @@ use super::{Error, Step};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate"));
 
-pub(super) const MAPS: [&str; 7] = [
-    "MODE", "SETTINGS", "TALLIES", "HOLDS", "ORDER", "HINTS", "FLOWS",
+pub(super) const MAPS: [&str; 8] = [
+    "MODE", "SETTINGS", "TALLIES", "HOLDS", "ORDER", "HINTS", "FLOWS", "KEPT",
 ];
 
 /// A program of the object. The kernel keeps 15 characters of a name: these fit.

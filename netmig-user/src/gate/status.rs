@@ -92,7 +92,7 @@ pub struct Counted {
     pub unhandled: BTreeMap<&'static str, u64>,
     /// Times that the lease ran out.
     pub expired: u64,
-    /// Sent to peers in the container's name while the gate was closed.
+    /// Outbound: sent to peers in the container's name while the gate was closed. Inbound: answered by the program itself.
     pub answered: u64,
 }
 

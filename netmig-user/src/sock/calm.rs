@@ -1,5 +1,5 @@
-//! The timers by which the container's own connections would end while nobody answers them: keepalive and TCP_USER_TIMEOUT.
-use std::{os::fd::OwnedFd, path::Path};
+//! What would end the container's own connections while nobody answers them: keepalive, TCP_USER_TIMEOUT, and the number of retries.
+use std::{fs, io, os::fd::OwnedFd, path::Path};
 
 use netmig_core::image::v1::sock::{Common, Endpoint, Setting};
 use serde::{Deserialize, Serialize};
@@ -106,6 +106,34 @@ fn set(
         sockopt::set_int(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, keepalive)
             .on("setting SO_KEEPALIVE", name)
     })
+}
+
+/// How often a segment or a probe of a window is sent again before a connection ends (`net.ipv4.tcp_retries2`, for IPv6 too). Each counts, though the
+/// closed gate drops them all.
+const RETRIES: &str = "/proc/sys/net/ipv4/tcp_retries2";
+/// The most that it can be: 20 hours and more.
+const MOST: u32 = 255;
+
+/// How many retries connections of the namespace have; none if there cannot be more.
+///
+/// # Errors
+/// If the namespace or the setting cannot be read.
+pub fn retries(netns: &Path) -> Result<Option<u32>, Error> {
+    let text = within(netns, || {
+        fs::read_to_string(RETRIES).on("reading", &RETRIES)
+    })?;
+    let now = text.trim().parse().map_err(io::Error::other);
+    let now: u32 = now.on("reading", &RETRIES)?;
+    Ok((now < MOST).then_some(now))
+}
+
+/// Allows connections of the namespace so many retries, or with none as many as there can be.
+///
+/// # Errors
+/// If the namespace cannot be entered, or the setting not be written.
+pub fn allow_retries(netns: &Path, retries: Option<u32>) -> Result<(), Error> {
+    let text = retries.unwrap_or(MOST).to_string();
+    within(netns, || fs::write(RETRIES, text).on("writing", &RETRIES))
 }
 
 type Visit<'a> =

@@ -33,6 +33,7 @@ mod repair;
 mod room;
 mod rows;
 mod starting;
+mod strayed;
 mod survey;
 mod tcp;
 mod udp;
@@ -47,7 +48,7 @@ use netmig_core::{
 use self::survey::Survey;
 pub use self::{
     accept::supported as accept_queues_move,
-    calm::{Calmed, calm, rouse, timers},
+    calm::{Calmed, allow_retries, calm, retries, rouse, timers},
     error::Error,
     flows::{Flow, flows},
     holders::Place,
@@ -56,6 +57,7 @@ pub use self::{
     make::{Made, make, portable},
     rebuilt::{Opened, Rebuilt, Spent},
     room::{Room, Rooms},
+    strayed::leave_repair,
 };
 use crate::sys::netns::within;
 

@@ -195,10 +195,7 @@ where
                         },
                         Err(why) => why,
                     };
-                    match carrier.complaints() {
-                        said if said.is_empty() => why,
-                        said => format!("{why}; ssh says: {said}"),
-                    }
+                    carrier.explain(why)
                 }
             };
             self.conversation.down();

@@ -35,11 +35,11 @@ impl Pipe {
         Self::new(Box::new(from), Box::new(to))
     }
 
-    /// Over a dialled connection, and the process that carries it: the connection ends when that is dropped.
+    /// Over a dialled connection, and what carries it: the connection ends when that is dropped.
     pub fn of_connection(connection: Connection) -> (Self, Carrier) {
         (
-            Self::new(Box::new(connection.stdout), Box::new(connection.stdin)),
-            connection.process,
+            Self::new(connection.from, connection.to),
+            connection.carrier,
         )
     }
 

@@ -204,10 +204,13 @@ impl Story {
 
     /// `netmig-user migrate` from one host to the other, to its end.
     pub fn migrate(&self, from: &dyn Host, container: &Container, more: &[&str]) -> Ended {
-        let command = self
-            .command(from, container)
-            .args(more.iter().copied())
-            .args(["--report", REPORT]);
+        let command = self.command(from, container);
+        self.migrate_by(from, command.args(more.iter().copied()))
+    }
+
+    /// `command`, which is a `netmig-user migrate`, with the report that it writes.
+    pub fn migrate_by(&self, from: &dyn Host, command: Cmd) -> Ended {
+        let command = command.args(["--report", REPORT]);
         from.run(&["rm", "-f", REPORT]).expect("no old report");
         let output = from
             .exec(&command.limit(Duration::from_secs(300)))
@@ -221,21 +224,22 @@ impl Story {
 
     /// `netmig-user migrate` of the container to the other host.
     pub fn command(&self, from: &dyn Host, container: &Container) -> Cmd {
-        let to = format!("ssh://{}", self.other(from).name());
+        self.command_to(&format!("ssh://{}", self.other(from).name()), container)
+    }
+
+    /// `netmig-user migrate` of the container to this destination.
+    pub fn command_to(&self, to: &str, container: &Container) -> Cmd {
         let which = format!("--{}", container.tool());
-        Cmd::new([
-            "netmig-user",
-            "migrate",
-            &which,
-            container.name,
-            "--to",
-            &to,
-        ])
+        Cmd::new(["netmig-user", "migrate", &which, container.name, "--to", to])
     }
 
     /// A move that must succeed.
     pub fn moves(&self, from: &dyn Host, container: &Container) -> Ended {
-        let ended = self.migrate(from, container, &[]);
+        self.moved(from, container, self.migrate(from, container, &[]))
+    }
+
+    /// `ended` was the move of the container from `from` to the other host, and it lives there.
+    pub fn moved(&self, from: &dyn Host, container: &Container, ended: Ended) -> Ended {
         assert!(
             ended.code() == Some(0) && ended.outcome() == "moved",
             "{}\n{}",
@@ -303,7 +307,7 @@ impl Story {
             grep -o ' /run/netmig/[^ ]* [^ ]*' /proc/self/mounts || true
             find /sys/fs/cgroup -name cgroup.freeze -exec grep -lx 1 {} + 2>/dev/null || true
             pgrep -xlr D,R,S,T 'criu|rsync|ssh' || true
-            pgrep -af '[n]etmig-user supervise|^/run/netmig/moves|[n]etmig-user rsh' || true
+            pgrep -af '[n]etmig-user (supervise|guard)|^/run/netmig/moves|[n]etmig-user rsh' || true
             netmig-user gate status | grep -v '^no gate' || true"#;
         let mut left = host.sh(look).expect("looked");
         let ports = host

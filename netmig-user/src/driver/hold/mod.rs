@@ -12,17 +12,18 @@ pub use delivery::Delivery;
 pub use promised::{Promised, key, known};
 pub use store::Store;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use netmig_common::Side;
+use netmig_common::{FlowKey, Side};
 use netmig_core::{id::MoveId, image::v1::net::Network};
 
 use crate::{
     gate::{
         self, Gate, Orientation, Point,
-        hold::{Injector, Reader},
+        hold::{Injector, Packet, Reader},
     },
     net::Link,
+    sock::{self, Look},
 };
 
 /// An opening that is not over by then ends: the gate passes whatever is still held.
@@ -95,6 +96,42 @@ pub fn injectors<'a>(
         .into_iter()
         .map(|(link, point)| Ok((link, Injector::open(point)?)))
         .collect()
+}
+
+/// Delivers `packets` that an agent which is gone has promised, past a gate that passes, and tells the true window to the peers of the connections
+/// that it has `told` anything. What failed, in words.
+///
+/// # Errors
+/// Nothing could be delivered.
+pub fn deliver_stored(
+    gate: &Gate,
+    places: &[(u16, Point)],
+    packets: Vec<(u16, Packet)>,
+    told: &[FlowKey],
+    netns: &Path,
+    pids: Vec<i32>,
+) -> anyhow::Result<Vec<String>> {
+    let injectors = injectors(places.iter().map(|(link, point)| (*link, point)))?;
+    let mut delivery = Delivery::new(injectors, gate.order(), netns);
+    let live = sock::live(netns, &pids, Look::Again)?;
+    let mut promised = Promised::of(&live, packets.iter().cloned(), netns, pids);
+    let mut left = promised.make_room();
+    for (link, packet) in packets {
+        delivery.give(link, packet, false);
+    }
+    let others: Vec<_> = live
+        .iter()
+        .filter(|live| told.contains(&key(live.local, live.peer)))
+        .filter(|live| !promised.has(live.local, live.peer))
+        .copied()
+        .collect();
+    left.extend(promised.keep(&mut delivery));
+    left.extend(
+        sock::tell_windows(netns, &others)
+            .err()
+            .map(|e| e.to_string()),
+    );
+    Ok(left)
 }
 
 /// A hold whose reader died with its agent is none: the gate drops and counts again.

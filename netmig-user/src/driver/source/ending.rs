@@ -7,11 +7,12 @@ use std::{
 
 use netmig_common::Mode;
 use netmig_core::container::{Container, SourcePolicy};
+use tracing::info;
 
 use super::{hold::Returning, steps::Steps};
 use crate::{
     agent::{local::Told, paths},
-    engine::{cgroup, job::Job},
+    engine::{cgroup, job::Job, task},
     gate::{self, Gate},
     net,
     runtime::{self},
@@ -36,17 +37,21 @@ impl Steps {
         let gate = self.take_gate();
         let mut kept = self.state().kept.take();
         self.as_it_came_out(kept.as_mut(), &mut left);
-        if let Some(kept) = &kept {
-            left.extend(kept.undo().iter().map(ToString::to_string));
+        // Of another move of the same container nothing may be touched.
+        let begun = Job::adopt(&self.job_dir()).is_some();
+        match (&kept, &container) {
+            (Some(kept), _) => left.extend(kept.undo().iter().map(ToString::to_string)),
+            (None, Some(container)) if begun => left.extend(self.leave_repair(container)),
+            _ => {}
         }
         let returning = gate
             .as_ref()
             .and_then(|gate| self.reopen_gate(gate, kept.as_mut(), &mut left));
-        left.extend(self.wake(kept.is_some()));
+        // An agent that takes the move up has read nothing, but finds the tasks as they were left.
+        let stopped = kept.is_some() || begun && container.as_ref().is_some_and(is_frozen);
+        left.extend(self.wake(stopped));
         self.state().reopened = Some(Instant::now());
         self.state().pace = None;
-        // Of another move of the same container nothing may be touched.
-        let begun = Job::adopt(&self.job_dir()).is_some();
         self.end_engine(1, &mut left);
         if let Some(container) = &container {
             let runtime = runtime::of(container.manager);
@@ -73,6 +78,19 @@ impl Steps {
         }
         self.detach(gate, &mut left);
         left
+    }
+
+    /// An agent that was killed while it read sockets has left them in repair.
+    fn leave_repair(&self, container: &Container) -> Vec<String> {
+        let pids = match task::tasks(container.init_pid) {
+            Ok(pids) => pids,
+            Err(e) => return vec![e.to_string()],
+        };
+        let (found, failed) = sock::leave_repair(&pids);
+        if found > 0 {
+            info!(mv = %self.id, sockets = found, "taken out of repair, where an earlier agent has left them");
+        }
+        failed.iter().map(ToString::to_string).collect()
     }
 
     /// The gate passes again, what was held first. What is delivered goes on beside: datagrams wait for tasks that read them.
@@ -167,6 +185,7 @@ impl Steps {
         }
         left.extend(self.forget_traffic());
         if let Some(netns) = container.netns.as_ref().filter(|path| path.exists()) {
+            left.extend(self.retries_as_before());
             let (links, network, ours) = {
                 let state = self.state();
                 (
@@ -266,7 +285,11 @@ impl Steps {
         let errors = match gate {
             Some(gate) => {
                 match gate.counters() {
-                    Ok(counters) => self.state().dropped = dropped(&counters),
+                    Ok(counters) => {
+                        let mut state = self.state();
+                        state.dropped = dropped(&counters);
+                        state.answered = counters.inbound.answered;
+                    }
                     Err(e) => left.push(e.to_string()),
                 }
                 gate.detach().err().unwrap_or_default()
@@ -275,6 +298,11 @@ impl Steps {
         };
         left.extend(errors.iter().map(ToString::to_string));
     }
+}
+
+fn is_frozen(container: &Container) -> bool {
+    let cgroup = container.cgroup.as_ref();
+    cgroup.is_some_and(|cgroup| cgroup::frozen(cgroup).unwrap_or(false))
 }
 
 pub(super) fn dropped(counters: &netmig_common::Counters) -> u64 {

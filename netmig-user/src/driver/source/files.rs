@@ -98,10 +98,7 @@ impl Steps {
                 pipe.finish().await
             };
             if let Err(e) = sent.await {
-                warn!(
-                    "connection for images: {e}; ssh says: {}",
-                    carrier.complaints()
-                );
+                warn!("connection for images: {}", carrier.explain(e));
             }
         });
         self.state().images = Some(bulk::Sender::new(kit.images(), frames, random()?, ahead));
@@ -203,10 +200,7 @@ impl Steps {
                 pipe.join(stream).await
             };
             if let Err(e) = joined.await {
-                warn!(
-                    "rsync's connection: {e}; ssh says: {}",
-                    carrier.complaints()
-                );
+                warn!("rsync's connection: {}", carrier.explain(e));
             }
         });
     }

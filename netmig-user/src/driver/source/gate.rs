@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     agent::{
+        guard,
         local::{Drain, Told},
         paths,
     },
@@ -62,6 +63,11 @@ impl Steps {
         )
         .context("making the engine ready")?;
         self.state().kit = Some(kit);
+        if let Err(e) = guard::start(self.id) {
+            self.feed.tell(Told::Note(format!(
+                "nobody takes the move up by itself if the agent dies, for its guardian cannot be started: {e}"
+            )));
+        }
         Ok(Done::Attached)
     }
 

@@ -2,6 +2,8 @@
 mod keeping;
 mod kept;
 mod steps;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
@@ -53,6 +55,8 @@ const GLANCE: Duration = Duration::from_millis(1);
 const STORING: Duration = Duration::from_secs(2);
 /// How often peers that send may send a segment. Shorter than any retransmission timeout of Linux (TCP_RTO_MIN).
 const TRICKLE: Duration = Duration::from_millis(150);
+/// By then a peer's timer may have expired.
+const LATE: Duration = Duration::from_millis(190);
 
 /// The source's hold of one move.
 pub(super) struct Hold {
@@ -133,7 +137,7 @@ impl Hold {
         let (mut pipe, carrier) = Pipe::of_connection(dialer.dial()?);
         self.carry(&mut pipe, hello, begin)
             .await
-            .with_context(|| format!("ssh says: {}", carrier.complaints()))
+            .with_context(|| carrier.explain("their connection"))
     }
 
     async fn carry(&self, pipe: &mut Pipe, hello: &Hello, begin: HoldBegin) -> Result<()> {
@@ -210,8 +214,8 @@ impl Hold {
 
     /// The container's stack sends nothing any more, and its sockets have not been dumped: its clock as its peers see it stands until it goes
     /// on at the target.
-    pub(super) fn still(&self) {
-        self.shared.still.get_or_init(Instant::now);
+    pub(super) fn still(&self) -> Instant {
+        *self.shared.still.get_or_init(Instant::now)
     }
 
     /// The sockets once more.
@@ -370,20 +374,20 @@ impl Shared {
     }
 
     fn trickle(&self) {
+        let mut last = Instant::now();
         loop {
             thread::sleep(TRICKLE);
             let mut kept = self.kept();
+            let late = last.elapsed() > LATE;
+            last = Instant::now();
             if kept.local || kept.granted || self.over.load(Ordering::SeqCst) {
                 return;
             }
-            // What is asked for must fit.
-            if kept.queue.is_half_full() {
-                continue;
-            }
+            let fits = !kept.queue.is_half_full();
             let Some(keeping) = &mut kept.keeping else {
                 return;
             };
-            keeping.trickle();
+            keeping.trickle(fits, late);
         }
     }
 

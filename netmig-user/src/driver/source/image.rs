@@ -29,12 +29,7 @@ impl Steps {
         let (mut pipe, carrier) = Pipe::of_connection(self.dialer.dial()?);
         pipe.send(Frame::Hello(Box::new(self.hello(Channel::Image))))
             .await
-            .with_context(|| {
-                format!(
-                    "connection for the image: ssh says: {}",
-                    carrier.complaints()
-                )
-            })?;
+            .with_context(|| carrier.explain("connection for the image"))?;
         let mut command = image::save(image_id).std().into();
         let mut all = 0;
         let sending = pipe.send_output(&mut command, |sent| {
@@ -46,7 +41,7 @@ impl Steps {
         });
         tokio::select! {
             ended = sending => ended.with_context(|| {
-                format!("podman image save of {image_name}: ssh says: {}", carrier.complaints())
+                carrier.explain(format_args!("podman image save of {image_name}"))
             })?,
             () = self.until_over() => bail!("the move is being given up"),
         }

@@ -9,23 +9,33 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use netmig_common::FlowKey;
 use netmig_core::{image::v1::sock::Sockets, socket::Engine};
+use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::{
-    super::hold::{self, Delivery, Promised, Store},
+    super::hold::{self, Store},
     steps::Steps,
 };
 use crate::{
     agent::paths,
     engine::task,
-    gate::Gate,
+    gate::{Gate, hold::Packet},
     net,
     sock::{self, Live, Look},
 };
 
 /// When the sockets are read after the closing: at once, and when what had passed the gate before has been delivered, even on a busy machine.
 const LOOKS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(10)];
+
+/// What would end the container's connections, and is off.
+#[derive(Serialize, Deserialize)]
+struct Calm {
+    timers: Vec<sock::Calmed>,
+    /// Retries that they had; none if those were left alone.
+    retries: Option<u32>,
+}
 
 impl Steps {
     /// Answers the peers from now on, beside what follows: whatever fails here, the move goes on without it.
@@ -66,7 +76,10 @@ impl Steps {
         Gate::settle()?;
         let hold = self.state().hold.clone();
         if let Some(hold) = hold {
-            hold.still();
+            let since = hold.still();
+            if let Some(gate) = &self.state().gate {
+                gate.stands_since(since)?;
+            }
         }
         self.quiet.store(true, Ordering::SeqCst);
         Ok(())
@@ -131,16 +144,40 @@ impl Steps {
             return Ok(());
         }
         let pids = task::tasks(container.init_pid)?;
-        let timers = sock::timers(&netns, &pids)?;
-        if timers.is_empty() {
-            return Ok(());
-        }
+        let calm = Calm {
+            timers: sock::timers(&netns, &pids)?,
+            retries: sock::retries(&netns)?,
+        };
         let path = self.timers();
-        fs::write(&path, serde_json::to_vec(&timers)?)
+        fs::write(&path, serde_json::to_vec(&calm)?)
             .with_context(|| format!("writing {}", path.display()))?;
-        sock::calm(&netns, &pids, &timers)?;
-        self.state().calmed = timers;
+        if calm.retries.is_some() {
+            sock::allow_retries(&netns, None)?;
+        }
+        sock::calm(&netns, &pids, &calm.timers)?;
+        self.state().calmed = calm.timers;
         Ok(())
+    }
+
+    /// What was switched off, also by an earlier agent; none if it never came to that.
+    fn calmed(&self) -> Result<Option<Calm>> {
+        let path = self.timers();
+        match fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            read => read
+                .map_err(anyhow::Error::from)
+                .and_then(|bytes| Ok(Some(serde_json::from_slice(&bytes)?)))
+                .with_context(|| format!("timers as of {}", path.display())),
+        }
+    }
+
+    /// The namespace stays though the container has left: its next connections are to have as many retries as others. What failed, in words.
+    pub(super) fn retries_as_before(&self) -> Option<String> {
+        let put = || match self.calmed()?.and_then(|calm| calm.retries) {
+            Some(retries) => Ok(sock::allow_retries(&self.netns()?, Some(retries))?),
+            None => anyhow::Ok(()),
+        };
+        put().err().map(|e| format!("{e:#}"))
     }
 
     /// Puts into the image what was switched off before it was made.
@@ -173,18 +210,12 @@ impl Steps {
             let (_, failed) = sock::resend(&netns, &pids);
             left.extend(failed.iter().map(ToString::to_string));
         }
-        let path = self.timers();
-        let roused = match fs::read(&path) {
-            // It was never closed, or has no such timers.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e.into()),
-            Ok(bytes) => serde_json::from_slice::<Vec<sock::Calmed>>(&bytes)
-                .map_err(anyhow::Error::from)
-                .and_then(|timers| Ok(sock::rouse(&netns, &pids, &timers)?)),
+        let rouse = || match self.calmed()? {
+            Some(calm) => Ok(sock::rouse(&netns, &pids, &calm.timers)?),
+            None => anyhow::Ok(()),
         };
-        if let Err(e) = roused.with_context(|| format!("timers as of {}", path.display())) {
-            left.push(format!("{e:#}"));
-        }
+        left.extend(rouse().err().map(|e| format!("{e:#}")));
+        left.extend(self.retries_as_before());
         left
     }
 
@@ -210,17 +241,19 @@ impl Steps {
         Some(format!("removing {}: {}", path.display(), removed.err()?))
     }
 
-    /// Delivers what an earlier agent had promised and this one has not held, past a gate that passes. What failed, in words.
+    /// Delivers what an earlier agent had promised and this one has not held, past a gate that passes, and tells the true window to whomever it
+    /// had answered. What failed, in words.
     pub(super) fn deliver_stored(&self, gate: &Gate) -> Vec<String> {
         let path = self.owned();
         // The file goes before the tasks may run: they must not find a socket in repair.
         let delivered = Store::read(&path)
             .with_context(|| format!("reading {}", path.display()))
             .and_then(|packets| {
-                if packets.is_empty() {
+                let told = gate.told()?;
+                if packets.is_empty() && told.is_empty() {
                     return Ok(Vec::new());
                 }
-                self.deliver_packets(gate, packets)
+                self.deliver_packets(gate, packets, &told)
             });
         match delivered {
             Ok(left) => left,
@@ -233,7 +266,8 @@ impl Steps {
     fn deliver_packets(
         &self,
         gate: &Gate,
-        packets: Vec<(u16, crate::gate::hold::Packet)>,
+        packets: Vec<(u16, Packet)>,
+        told: &[FlowKey],
     ) -> Result<Vec<String>> {
         let container = self.container()?;
         let netns = self.netns()?;
@@ -242,16 +276,8 @@ impl Steps {
         let network = self.state().network.clone().unwrap_or_default();
         let points: Vec<_> = gate.points().cloned().collect();
         let places = hold::places(&links, &network, &points);
-        let injectors = hold::injectors(places.iter().map(|(link, point)| (*link, point)))?;
-        let mut delivery = Delivery::new(injectors, gate.order(), &netns);
-        let live = sock::live(&netns, &pids, Look::Again)?;
         info!(mv = %self.id, packets = packets.len(), "delivering what an earlier agent has acknowledged");
-        let mut promised = Promised::of(&live, packets.iter().cloned(), &netns, pids);
-        let mut left = promised.make_room();
-        for (link, packet) in packets {
-            delivery.give(link, packet, false);
-        }
-        left.extend(promised.keep(&mut delivery));
+        let mut left = hold::deliver_stored(gate, &places, packets, told, &netns, pids)?;
         left.extend(self.remove_owned());
         Ok(left)
     }

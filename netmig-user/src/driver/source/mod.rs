@@ -48,7 +48,7 @@ use crate::{
     engine::criu::hook::{HookCall, HookReply},
     runtime::Disarmed,
     wire::{
-        dial::Destination,
+        destination::Destination,
         link::{Link, LinkEvent},
     },
 };

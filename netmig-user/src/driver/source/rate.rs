@@ -30,7 +30,7 @@ impl Steps {
             .await
             .with_context(|| format!("it takes longer than {LIMIT:?}"))
             .flatten()
-            .with_context(|| format!("ssh says: {}", carrier.complaints()))
+            .with_context(|| carrier.explain("the target's answers"))
     }
 
     /// What came of it.

@@ -50,7 +50,7 @@ use crate::{
     net,
     runtime::{self, Disarmed, Mounts},
     sock,
-    wire::dial::{Destination, Dialer},
+    wire::{destination::Destination, dial::Dialer},
 };
 
 /// Between two looks at growing images.
@@ -89,6 +89,8 @@ pub(super) struct State {
     /// Trees that were copied whole, and when that began.
     pub(super) copied: BTreeMap<Tree, Moment>,
     pub(super) dropped: u64,
+    /// Packets that the gate's program has answered.
+    pub(super) answered: u64,
     pub(super) reopened: Option<Instant>,
     pub(super) gate: Option<Gate>,
     pub(super) hold: Option<Arc<Hold>>,
@@ -128,6 +130,7 @@ impl Steps {
             to,
             remote_command: spec.remote_command.clone(),
             env: spec.env.clone(),
+            credentials: spec.credentials.clone(),
         };
         Self {
             id,
@@ -194,6 +197,7 @@ impl Steps {
         let held = held.unwrap_or_default();
         Packets {
             dropped: held.dropped + state.dropped,
+            answered: held.answered + state.answered,
             ..held
         }
     }

@@ -12,13 +12,16 @@
 mod answer;
 mod segment;
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use netmig_common::FlowKey;
 use netmig_core::image::v1::sock::later;
 
 use self::{answer::Ack, segment::Segment};
-use super::hold::Packet;
+use super::{Standing, hold::Packet};
 
 /// A connection as its socket has it once the gate is closed. Only established ones that are not signed and have no FIN either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,7 +47,11 @@ pub struct Known {
 }
 
 /// Bytes beyond the announced edge that are owned at most, for each connection.
-pub const BEYOND: u32 = 256 << 10;
+pub const BEYOND: u32 = 1 << 20;
+
+/// Bytes that are not more than the first buffer of a peer's send queue: where it does not fit into the window as a whole, a Linux peer with
+/// TCP_USER_TIMEOUT goes on counting from its first probe, whatever it sends meanwhile (`tcp_ack_probe`, `icsk_probes_tstamp`).
+pub const WIDE: u32 = 65_534;
 
 impl Known {
     /// End of what may be owned.
@@ -98,6 +105,8 @@ struct Flow {
     /// The last frame, which says how to reach the peer, and where its IP header begins.
     frame: Option<(Packet, usize)>,
     answered: bool,
+    /// It was allowed something.
+    woken: bool,
     /// Reset by the peer, or signed after all.
     over: bool,
 }
@@ -127,6 +136,7 @@ impl Keeper {
                 echo: 0,
                 frame: None,
                 answered: false,
+                woken: false,
                 over: false,
             };
             (key, flow)
@@ -197,24 +207,37 @@ impl Keeper {
         self.flows.get_mut(key)?.say(key, 0, self.age)
     }
 
-    /// Answers that allow the peer one segment, for connections of which something is owned, or whose window is full: it stays warm, and does
-    /// not give up. Only as long as the segment may be owned.
-    pub fn trickle(&mut self) -> Vec<(FlowKey, Vec<u8>)> {
+    /// Answers for connections of which something is owned, or whose window is full. They allow the peer one segment, as long as that `fits` into
+    /// the hold and may be owned: it stays warm. Then they say once more that there is no room, and their pace alone keeps a peer that wants
+    /// progress: a timer that is put off before it expires does not see that there was none. Where it may have expired, because the window was
+    /// full before or these answers are `late`, they allow as much as a stack takes for progress ([`WIDE`]).
+    pub fn trickle(&mut self, fits: bool, late: bool) -> Vec<(FlowKey, Vec<u8>)> {
         let age = self.age;
         let waiting = |flow: &Flow| flow.owned > 0 || flow.is_full();
         let sending = self.flows.iter_mut().filter(|(_, flow)| waiting(flow));
         let said = sending.filter_map(|(key, flow)| {
-            let window = flow.known.rcv_mss >> flow.known.rcv_wscale;
-            let window = u16::try_from(window + 1).ok()?;
-            let edge = flow
-                .next
-                .wrapping_add(u32::from(window) << flow.known.rcv_wscale);
-            if flow.over || before(flow.known.limit(), edge) {
+            if flow.over {
                 return None;
             }
-            Some((*key, flow.say(key, window, age)?))
+            let wide = late || !flow.woken && flow.is_full();
+            let window = flow.allowed(fits, wide);
+            let said = flow.say(key, window, age)?;
+            flow.woken = true;
+            Some((*key, said))
         });
         said.collect()
+    }
+
+    /// What the programs may say to this peer by themselves, if the stamps were read at `read`; none if nobody speaks for the connection.
+    #[must_use]
+    pub fn standing(&self, key: &FlowKey, read: Instant) -> Option<Standing> {
+        let flow = self.flows.get(key).filter(|flow| !flow.over)?;
+        Some(Standing {
+            seq: flow.known.snd_nxt,
+            ack: flow.next,
+            stamp: flow.known.stamp.map(|stamp| (stamp, read)),
+            owned: flow.owned > 0,
+        })
     }
 
     /// What was promised.
@@ -293,6 +316,23 @@ impl Flow {
         }
         let next = self.next;
         self.ahead.retain(|(_, end, _)| before(next, *end));
+    }
+
+    /// A window that may be owned: of a segment or more.
+    fn allowed(&self, fits: bool, wide: bool) -> u16 {
+        let of = |bytes: u32| {
+            let window = u16::try_from((bytes >> self.known.rcv_wscale) + 1).ok()?;
+            let size = u32::from(window) << self.known.rcv_wscale;
+            let edge = self.next.wrapping_add(size);
+            (fits && !before(self.known.limit(), edge)).then_some(window)
+        };
+        let segment = || of(self.known.rcv_mss);
+        let window = if wide {
+            of(WIDE).or_else(segment)
+        } else {
+            segment()
+        };
+        window.unwrap_or(0)
     }
 
     /// Whether the peer may send less than a segment.

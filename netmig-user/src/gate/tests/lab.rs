@@ -22,12 +22,12 @@ use crate::{
 };
 
 /// The bpffs of the test.
-pub(super) struct Lab {
+pub(crate) struct Lab {
     bpffs: PathBuf,
 }
 
 /// Runs `f` in a new place.
-pub(super) fn lab<T: Send>(f: impl FnOnce(&Lab) -> T + Send) -> T {
+pub(crate) fn lab<T: Send>(f: impl FnOnce(&Lab) -> T + Send) -> T {
     let directory = tempfile::tempdir().expect("a directory for the bpffs");
     let result = thread::scope(|scope| {
         scope
@@ -56,22 +56,22 @@ pub(super) fn lab<T: Send>(f: impl FnOnce(&Lab) -> T + Send) -> T {
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-pub(super) const MOVE: MoveId = MoveId([0xa1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
-pub(super) const FIRST: Epoch = Epoch(1);
+pub(crate) const MOVE: MoveId = MoveId([0xa1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
+pub(crate) const FIRST: Epoch = Epoch(1);
 
 impl Lab {
-    pub(super) fn pins(&self, name: &str) -> PathBuf {
+    pub(crate) fn pins(&self, name: &str) -> PathBuf {
         self.bpffs.join("netmig").join(name)
     }
 
     /// A gate that stands nowhere: its programs are run by BPF_PROG_TEST_RUN.
-    pub(super) fn gate(&self, side: Side, mode: Mode) -> Gate {
+    pub(crate) fn gate(&self, side: Side, mode: Mode) -> Gate {
         Gate::attach(MOVE, side, mode, FIRST, &[], &self.pins("gate")).expect("a gate")
     }
 
     /// Bridge `br0` in the namespace of the test (192.0.2.1, 2001:db8::1), and the namespaces of `containers` on it, each with `eth0`
     /// at the other end of veth `h-NAME`: 192.0.2.(10 + n), 2001:db8::(10 + n).
-    pub(super) fn bridge(&self, containers: &[&str]) {
+    pub(crate) fn bridge(&self, containers: &[&str]) {
         run("ip link set lo up; ip link add br0 type bridge; ip addr add 192.0.2.1/24 dev br0");
         run("ip addr add 2001:db8::1/64 dev br0 nodad; ip link set br0 up");
         for (n, name) in containers.iter().enumerate() {
@@ -87,7 +87,7 @@ impl Lab {
 }
 
 /// A shell script in the namespaces of the calling thread; every line must succeed.
-pub(super) fn run(script: &str) -> String {
+pub(crate) fn run(script: &str) -> String {
     let output = Command::new("sh")
         .args(["-ec", script])
         .output()
@@ -101,7 +101,7 @@ pub(super) fn run(script: &str) -> String {
 }
 
 /// Whether a host answers: it refuses a connection to a port where nobody listens, so packets go both ways.
-pub(super) fn reaches(from: Option<&str>, to: &str) -> bool {
+pub(crate) fn reaches(from: Option<&str>, to: &str) -> bool {
     let address = SocketAddr::new(to.parse().expect("an address"), 9);
     let connect = || match TcpStream::connect_timeout(&address, Duration::from_millis(400)) {
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
@@ -123,12 +123,12 @@ pub(super) fn reaches(from: Option<&str>, to: &str) -> bool {
 }
 
 /// Lets the bridge's host ask anew, as an announcement would: nobody answered while the gate was shut for ARP too.
-pub(super) fn forget_neighbours() {
+pub(crate) fn forget_neighbours() {
     run("ip neigh flush dev br0");
 }
 
 /// Whoever sends through the device finishes checksums itself, so that the receiver checks them (a veth pair otherwise does neither).
-pub(super) fn finish_checksums(container: Option<&str>, device: &str) {
+pub(crate) fn finish_checksums(container: Option<&str>, device: &str) {
     const ETHTOOL_STXCSUM: u32 = 0x17;
     const SIOCETHTOOL: libc::Ioctl = 0x8946;
     let set = || {
@@ -155,11 +155,11 @@ pub(super) fn finish_checksums(container: Option<&str>, device: &str) {
 }
 
 /// The point at a device in the test's namespace.
-pub(super) fn host_side(name: &str) -> Point {
+pub(crate) fn host_side(name: &str) -> Point {
     point(None, name, Orientation::HostSide)
 }
 
-pub(super) fn point(container: Option<&str>, name: &str, orientation: Orientation) -> Point {
+pub(crate) fn point(container: Option<&str>, name: &str, orientation: Orientation) -> Point {
     let inside = container.map_or_else(String::new, |c| format!("-n {c}"));
     let index = run(&format!(
         "ip {inside} -o link show dev {name} | cut -d: -f1"
@@ -173,10 +173,10 @@ pub(super) fn point(container: Option<&str>, name: &str, orientation: Orientatio
 }
 
 /// Everything that passes a device, from now on.
-pub(super) struct Capture(OwnedFd);
+pub(crate) struct Capture(OwnedFd);
 
 impl Capture {
-    pub(super) fn start(container: &str, device: &str) -> Self {
+    pub(crate) fn start(container: &str, device: &str) -> Self {
         let open = || {
             let protocol = (libc::ETH_P_ALL as u16).to_be();
             let fd = nix::sys::socket::socket(
@@ -201,8 +201,14 @@ impl Capture {
         Self(opened.expect("a packet socket"))
     }
 
+    /// Sends a frame at the device.
+    pub(crate) fn send(&self, frame: &[u8]) {
+        let sent = nix::unistd::write(&self.0, frame).expect("sent");
+        assert_eq!(sent, frame.len());
+    }
+
     /// The frames that passed since the start or the last call.
-    pub(super) fn frames(&self) -> Vec<Vec<u8>> {
+    pub(crate) fn frames(&self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         let mut buffer = vec![0; 70_000];
         while let Ok(n) = nix::unistd::read(&self.0, &mut buffer) {

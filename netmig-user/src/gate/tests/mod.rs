@@ -2,7 +2,8 @@
 mod drain;
 mod hold;
 mod keeper;
-mod lab;
+mod kept;
+pub(crate) mod lab;
 mod links;
 mod live;
 mod load;

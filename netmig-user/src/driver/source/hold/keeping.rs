@@ -13,7 +13,7 @@ use tracing::warn;
 use super::super::super::hold::{Promised, Store, known};
 use crate::{
     gate::{
-        Answerer,
+        Answerer, Standing,
         hold::{Order, Packet, Queue},
         keeper::{Keeper, Took},
     },
@@ -41,6 +41,8 @@ pub(super) struct Keeping {
     owned: Vec<(u16, Packet)>,
     /// To be answered.
     waiting: Vec<FlowKey>,
+    /// What the programs say by themselves, for peers that were answered from here.
+    said: HashMap<FlowKey, Standing>,
     /// When the stamps were read.
     read: Instant,
     /// The container's clock as the dump will have it at least: it stands from then on.
@@ -76,6 +78,7 @@ impl Keeping {
             fresh: Vec::new(),
             owned: Vec::new(),
             waiting: Vec::new(),
+            said: HashMap::new(),
             read: Instant::now(),
             still: still.clone(),
             over: false,
@@ -99,6 +102,9 @@ impl Keeping {
             self.wait(key);
         }
         self.flush();
+        for key in self.said.keys().copied().collect::<Vec<_>>() {
+            self.tell_programs(&key);
+        }
     }
 
     /// What lies in the hold already.
@@ -165,20 +171,44 @@ impl Keeping {
         }
         self.stamp();
         for key in std::mem::take(&mut self.waiting) {
+            // First: what is acknowledged must be kept also if this agent dies with the next instruction.
+            self.tell_programs(&key);
             if let Some(frame) = self.keeper.answer(&key) {
                 self.say(&key, &frame);
             }
         }
     }
 
-    /// Lets peers send one segment.
-    pub(super) fn trickle(&mut self) {
+    /// Lets peers send one segment, if it `fits` into the hold, and more if that is `late`.
+    pub(super) fn trickle(&mut self, fits: bool, late: bool) {
         if self.over {
             return;
         }
         self.flush();
-        for (key, frame) in self.keeper.trickle() {
+        for (key, frame) in self.keeper.trickle(fits, late) {
             self.say(&key, &frame);
+        }
+    }
+
+    fn tell_programs(&mut self, key: &FlowKey) {
+        let link = self.links.get(key);
+        let Some(answerer) = link.and_then(|link| self.answerers.get_mut(link)) else {
+            return;
+        };
+        let told = match self.keeper.standing(key, self.read - FINEST) {
+            Some(standing) if self.said.get(key) == Some(&standing) => return,
+            Some(standing) => {
+                self.said.insert(*key, standing);
+                answerer.keeps(key, &standing)
+            }
+            None => {
+                self.said.remove(key);
+                answerer.forgets(key)
+            }
+        };
+        if let Err(e) = told {
+            // They answer nothing then, as before.
+            warn!("{e}");
         }
     }
 
