@@ -9,13 +9,14 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 
-/// A network namespace that lives as long as the process in it.
+/// A network namespace that lives as long as the process in it, which ends with its input, and so with the bench.
 pub struct Namespace(Child);
 
 impl Namespace {
     fn new() -> anyhow::Result<Self> {
         let child = Command::new("unshare")
-            .args(["-n", "sleep", "infinity"])
+            .args(["-n", "cat"])
+            .stdin(Stdio::piped())
             .spawn()
             .context("starting unshare")?;
         let ns = Self(child);

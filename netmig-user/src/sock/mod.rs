@@ -105,16 +105,17 @@ fn dump_here(
     engine: Engine,
     survey: fn() -> Survey,
 ) -> Result<(Sockets, Kept), Error> {
-    let listed = Instant::now();
-    let (held, found, mut survey) = thread::scope(|scope| {
+    let (held, mut survey) = thread::scope(|scope| {
         let held = scope.spawn(|| holders::Held::by(pids));
-        let found = diag::all();
         let survey = survey();
         match held.join() {
-            Ok(held) => Ok::<_, Error>((held?, found?, survey)),
+            Ok(held) => Ok::<_, Error>((held?, survey)),
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })?;
+    // Nothing runs beside: what the list says of timers counts from here on.
+    let listed = Instant::now();
+    let found = diag::all()?;
     let mut image = Sockets {
         kernel: common::kernel()?,
         interfaces: common::interfaces()?,

@@ -497,7 +497,8 @@ fn came(capture: &Capture, frame: &[u8]) -> bool {
 fn an_answer_leaves_as_the_containers_own_until_the_grant() {
     lab(|lab| {
         lab.bridge(&["moving", "peer"]);
-        assert!(reaches(Some("peer"), "192.0.2.10"));
+        // Links that have just come up may lose the first question for an address.
+        assert!((0..5).any(|_| reaches(Some("peer"), "192.0.2.10")));
         let point = host_side("h-moving");
         let gate = Gate::attach(
             super::lab::MOVE,

@@ -220,8 +220,12 @@ impl Survey {
             settings: shared.settings.clone(),
             keys: socket.keys.clone(),
         };
+        // It is listed after the pass: something may have come in between.
+        let idle = values.idle
+            && socket.state == State::Established
+            && (socket.rqueue, socket.wqueue) == (0, 0);
         let tcp = match (&socket.local, &socket.peer) {
-            (Name::Inet(local), Name::Inet(peer)) if values.idle => Tcp {
+            (Name::Inet(local), Name::Inet(peer)) if idle => Tcp {
                 shut_read: socket.shutdown & 1 != 0,
                 ecn: socket.ecn,
                 timestamp: clock.stamp(values.tsoffset, values.microseconds),
