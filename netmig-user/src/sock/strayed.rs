@@ -34,6 +34,8 @@ pub fn leave_repair(pids: &[i32]) -> (usize, Vec<Error>) {
                 ports.insert(port);
             }
             Ok(None) => {}
+            // Closed meanwhile, its number taken by something else: these tasks run.
+            Err(e) if is_gone(&e) => {}
             Err(e) => failed.push(e),
         }
     }
@@ -43,6 +45,14 @@ pub fn leave_repair(pids: &[i32]) -> (usize, Vec<Error>) {
         failed.extend(repair::leave(&fd, reuseaddr, &format!("socket {inode}")).err());
     }
     (found, failed)
+}
+
+fn is_gone(error: &Error) -> bool {
+    let source = std::error::Error::source(error);
+    let errno = source
+        .and_then(|source| source.downcast_ref::<std::io::Error>())
+        .and_then(std::io::Error::raw_os_error);
+    matches!(errno, Some(libc::EBADF | libc::ENOTSOCK))
 }
 
 enum Found {

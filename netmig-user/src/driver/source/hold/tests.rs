@@ -4,6 +4,7 @@ use std::{
     net::{TcpListener, TcpStream},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
+    process::{Child, Command},
     slice,
     thread::{self, JoinHandle},
 };
@@ -23,6 +24,7 @@ use crate::{
     driver::hold::{Promised, Store},
     gate::{
         hold::Limit,
+        keeper::{BEYOND, WIDE},
         tests::lab::{Capture, FIRST, Lab, MOVE, finish_checksums, host_side, lab, run},
     },
     sock::{self, Look, Place},
@@ -33,17 +35,53 @@ const CONTAINER: &str = "192.0.2.10:7000";
 /// The place of the only link.
 const LINK: u16 = 0;
 
+/// A stopped container's process, as far as these tests need one: it holds a socket at descriptor 0 and does nothing. This process would not do, for
+/// other tests open and close its descriptors meanwhile.
+struct Tasks(Child);
+
+impl Tasks {
+    fn holding(socket: impl Into<OwnedFd>) -> Self {
+        let mut sleep = Command::new("sleep");
+        let child = sleep.arg("600").stdin(socket.into()).spawn();
+        Self(child.expect("a process"))
+    }
+
+    fn pids(&self) -> Vec<i32> {
+        vec![self.0.id().cast_signed()]
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.kill().expect("it can be killed");
+        self.0.wait().expect("it can be waited for");
+    }
+}
+
 /// A gate with its hold at the link of namespace `moving`, on a bridge with `peer`.
 struct Blackout {
     gate: Gate,
     hold: Arc<Hold>,
     netns: PathBuf,
     directory: TempDir,
+    tasks: Tasks,
+    container: TcpStream,
+    peer: TcpStream,
 }
 
 impl Blackout {
+    /// With a connection that the peer has made.
     fn ahead(lab: &Lab) -> Self {
+        Self::with_segments(lab, 1500)
+    }
+
+    /// The same over links that take packets of so many bytes.
+    fn with_segments(lab: &Lab, mtu: u32) -> Self {
         lab.bridge(&["moving", "peer"]);
+        run(&format!(
+            "ip link set h-moving mtu {mtu}; ip link set h-peer mtu {mtu}; ip link set br0 mtu {mtu}
+             ip -n moving link set eth0 mtu {mtu}; ip -n peer link set eth0 mtu {mtu}"
+        ));
         let point = host_side("h-moving");
         let gate = Gate::attach(
             MOVE,
@@ -58,7 +96,12 @@ impl Blackout {
         let hold = Hold::begin(MOVE, &gate, taps, Limit::default()).expect("a hold");
         // As a target says that stores what it is sent.
         hold.shared.kept().stored = Some(0);
+        let (container, peer) = connected();
+        let held = container.try_clone().expect("a duplicate");
         Self {
+            tasks: Tasks::holding(held),
+            container,
+            peer,
             gate,
             hold: Arc::new(hold),
             netns: "/run/netns/moving".into(),
@@ -72,7 +115,7 @@ impl Blackout {
 
     /// What the source's steps do from the closing to the dump.
     fn begins(&self, lease: Option<Duration>) -> (Sockets, sock::Kept) {
-        let pids = own();
+        let pids = self.tasks.pids();
         self.gate.let_acks_pass(true).expect("told");
         self.gate
             .set_mode(Mode::Closed, FIRST, lease)
@@ -105,7 +148,14 @@ impl Blackout {
         let told = self.gate.told().expect("who was told");
         assert_eq!(told.len(), 1);
         let places = [(LINK, host_side("h-moving"))];
-        let left = hold::deliver_stored(&self.gate, &places, stored, &told, &self.netns, own());
+        let left = hold::deliver_stored(
+            &self.gate,
+            &places,
+            stored,
+            &told,
+            &self.netns,
+            self.tasks.pids(),
+        );
         let left = left.expect("delivered");
         assert!(left.is_empty(), "{left:?}");
     }
@@ -113,13 +163,16 @@ impl Blackout {
     /// The container stays.
     fn stays(&self) {
         self.gate.open_in_order(FIRST, OPENING).expect("opening");
-        let returning = self.hold.clone().return_here(&self.netns, own());
+        let returning = self
+            .hold
+            .clone()
+            .return_here(&self.netns, self.tasks.pids());
         let left = returning.expect("delivered").finish(&self.gate, FIRST);
         assert!(left.is_empty(), "{left:?}");
     }
 
     /// The container lives in another namespace at the same bridge, with one connection.
-    fn moves(&self, image: &Sockets, kept: sock::Kept) -> TcpStream {
+    fn moves(&self, image: &Sockets, kept: sock::Kept) -> (TcpStream, Tasks) {
         {
             let mut kept = self.hold.shared.kept();
             kept.stored = Some(kept.queue.len() as u64);
@@ -146,9 +199,10 @@ impl Blackout {
             std::io::Result::Ok(fd)
         })
         .expect("a socket");
+        let tasks = Tasks::holding(made.try_clone().expect("a duplicate"));
         let place = Place {
-            pid: own()[0],
-            fd: made.as_raw_fd(),
+            pid: tasks.pids()[0],
+            fd: 0,
         };
         let rebuilt = sock::restore_at(netns, image, &|_| Some(place)).expect("rebuilt");
         let packets: Vec<_> = {
@@ -158,7 +212,7 @@ impl Blackout {
                 .collect()
         };
         let live: Vec<_> = image.tcp.iter().filter_map(Live::of).collect();
-        let mut promised = Promised::of(&live, packets.iter().cloned(), netns, own());
+        let mut promised = Promised::of(&live, packets.iter().cloned(), netns, tasks.pids());
         let injectors = hold::injectors([(LINK, &host_side("h-target"))]).expect("an injector");
         let mut delivery = Delivery::new(injectors, self.gate.order(), netns);
         rebuilt
@@ -171,12 +225,23 @@ impl Blackout {
         left.extend(promised.keep(&mut delivery));
         assert!(left.is_empty(), "{left:?}");
         assert!(kept.silence().is_empty());
-        made.into()
+        (made.into(), tasks)
     }
-}
 
-fn own() -> Vec<i32> {
-    vec![std::process::id().cast_signed()]
+    /// The end that the program reads, after a blackout.
+    fn ends(&self, ends: Ends, (image, kept): (Sockets, sock::Kept)) -> (TcpStream, Option<Tasks>) {
+        match ends {
+            Ends::Stays => {
+                self.stays();
+                let reads = self.container.try_clone();
+                (reads.expect("a duplicate"), None)
+            }
+            Ends::Moves => {
+                let (reads, tasks) = self.moves(&image, kept);
+                (reads, Some(tasks))
+            }
+        }
+    }
 }
 
 /// The container's end and the peer's, of a container that takes little of what it does not read.
@@ -253,8 +318,8 @@ fn nobody_is_left(finished: bool) {
         if finished {
             finish_checksums(Some("peer"), "eth0");
         }
-        let (mut container, mut peer) = connected();
-        asks_for_keepalives(&peer);
+        let (mut container, mut peer) = (&stage.container, &stage.peer);
+        asks_for_keepalives(peer);
         drop(stage.begins(Some(LEASE)));
         peer.write_all(&request).expect("written");
         thread::sleep(LEASE);
@@ -280,8 +345,10 @@ fn nobody_is_left(finished: bool) {
         let mut all = Vec::new();
         container.read_to_end(&mut all).expect("all of both");
         assert!(all == [&request[..], &request[..]].concat(), "other bytes");
-        drop(container);
-        expect(peer, request.len());
+        container
+            .shutdown(std::net::Shutdown::Write)
+            .expect("ended");
+        expect(peer.try_clone().expect("a duplicate"), request.len());
     });
 }
 
@@ -299,8 +366,8 @@ fn a_peer_that_makes_its_checksums_itself_waits_when_nobody_is_left() {
 fn who_was_told_that_there_is_no_room_is_told_of_it_by_the_next_agent() {
     lab(|lab| {
         let stage = Blackout::ahead(lab);
-        let (mut container, mut peer) = connected();
-        asks_for_keepalives(&peer);
+        let (mut container, mut peer) = (&stage.container, &stage.peer);
+        asks_for_keepalives(peer);
         drop(stage.begins(Some(Duration::from_secs(10))));
         // Until it has asked.
         thread::sleep(Duration::from_millis(1300));
@@ -329,33 +396,25 @@ fn full_receive_buffer(mtu: u32, blackout: Duration, ends: Ends) {
     const LENGTH: usize = 4 << 20;
     const IMPATIENCE_MS: u32 = 3000;
     lab(|lab| {
-        let stage = Blackout::ahead(lab);
-        run(&format!(
-            "ip link set h-moving mtu {mtu}; ip link set h-peer mtu {mtu}; ip link set br0 mtu {mtu}
-             ip -n moving link set eth0 mtu {mtu}; ip -n peer link set eth0 mtu {mtu}"
-        ));
-        let (container, peer) = connected();
-        setsockopt(&peer, sockopt::TcpUserTimeout, &IMPATIENCE_MS).expect("set");
+        let stage = Blackout::with_segments(lab, mtu);
+        let peer = &stage.peer;
+        setsockopt(peer, sockopt::TcpUserTimeout, &IMPATIENCE_MS).expect("set");
         let writing = writes(peer.try_clone().expect("a duplicate"), LENGTH);
         thread::sleep(Duration::from_millis(500));
-        let (image, kept) = stage.begins(None);
-        let before = acknowledged(&peer);
+        let dumped = stage.begins(None);
+        let before = acknowledged(peer);
         thread::sleep(blackout);
-        let after = acknowledged(&peer);
+        let after = acknowledged(peer);
         let trickled = after - before;
         println!(
             "{trickled} bytes of {} segments",
             stage.hold.packets().owned
         );
-        let segments = blackout.as_secs() - 1;
+        // As many as there may be, or for most of the time.
+        let most = (u64::from(BEYOND) - u64::from(WIDE)) / u64::from(mtu) - 1;
+        let segments = most.min(blackout.as_secs() * 5);
         assert!(trickled >= segments * u64::from(mtu - 60), "{trickled}");
-        let reads = match ends {
-            Ends::Stays => {
-                stage.stays();
-                container
-            }
-            Ends::Moves => stage.moves(&image, kept),
-        };
+        let (reads, _tasks) = stage.ends(ends, dumped);
         expect(reads, LENGTH);
         writing.join().expect("the peer has not given up");
     });
@@ -405,27 +464,25 @@ const BEHIND: usize = 9000;
 fn hole(ends: Ends) {
     lab(|lab| {
         let stage = Blackout::ahead(lab);
-        let (container, peer) = connected();
+        let mut peer = &stage.peer;
         peer.set_nodelay(true).expect("set");
-        (&peer).write_all(&pattern(0, BEFORE)).expect("written");
+        peer.write_all(&pattern(0, BEFORE)).expect("written");
         thread::sleep(Duration::from_millis(100));
-        let live = sock::live(&stage.netns, &own(), Look::Again).expect("read")[0];
+        let live = sock::live(&stage.netns, &stage.tasks.pids(), Look::Again).expect("read")[0];
         run(&format!(
             "nft add table netdev lost; nft add chain netdev lost in '{{ type filter hook ingress device h-peer priority 0; }}'
              nft add rule netdev lost in tcp sequence {} counter drop",
             live.rcv_nxt
         ));
-        (&peer).write_all(&pattern(BEFORE, LOST)).expect("written");
+        peer.write_all(&pattern(BEFORE, LOST)).expect("written");
         let mut end = BEFORE + LOST;
         for _ in 0..3 {
-            (&peer)
-                .write_all(&pattern(end, BEHIND / 3))
-                .expect("written");
+            peer.write_all(&pattern(end, BEHIND / 3)).expect("written");
             end += BEHIND / 3;
         }
         thread::sleep(Duration::from_millis(50));
-        let (image, kept) = stage.begins(None);
-        let ours = image.tcp.iter().find(|tcp| tcp.peer == live.peer);
+        let dumped = stage.begins(None);
+        let ours = dumped.0.tcp.iter().find(|tcp| tcp.peer == live.peer);
         assert_eq!(
             ours.expect("dumped").rcv_nxt,
             live.rcv_nxt,
@@ -434,22 +491,16 @@ fn hole(ends: Ends) {
         let dropped = run("nft list ruleset | grep -o 'packets [0-9]*'");
         assert_ne!(dropped.trim(), "packets 0");
         run("nft delete table netdev lost");
-        (&peer).write_all(&pattern(end, LOST)).expect("written");
+        peer.write_all(&pattern(end, LOST)).expect("written");
         end += LOST;
         peer.shutdown(std::net::Shutdown::Write).expect("ended");
         thread::sleep(Duration::from_secs(2));
         println!("{:?}", stage.hold.packets());
         assert!(
-            acknowledged(&peer) >= (BEFORE + LOST) as u64,
+            acknowledged(peer) >= (BEFORE + LOST) as u64,
             "the hole is filled"
         );
-        let reads = match ends {
-            Ends::Stays => {
-                stage.stays();
-                container
-            }
-            Ends::Moves => stage.moves(&image, kept),
-        };
+        let (reads, _tasks) = stage.ends(ends, dumped);
         expect(reads, end);
     });
 }
@@ -516,8 +567,7 @@ fn what_an_answer_costs() {
     const PAUSE: Duration = Duration::from_millis(1);
     lab(|lab| {
         let stage = Blackout::ahead(lab);
-        let (_container, _peer) = connected();
-        let live = sock::live(&stage.netns, &own(), Look::Again).expect("read")[0];
+        let live = sock::live(&stage.netns, &stage.tasks.pids(), Look::Again).expect("read")[0];
         drop(stage.begins(None));
         let probe = keepalive(&live);
         let wire = Capture::start("peer", "eth0");
