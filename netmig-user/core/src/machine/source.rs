@@ -24,6 +24,8 @@ pub struct Options {
     /// Without a link to the target for so long before the grant, the move is given up, in ms. It counts from the loss of a link, or
     /// from the first attempt that failed.
     pub link_limit_ms: u64,
+    /// The same while it is planned, in ms: nothing has been touched yet, and somebody waits for the word that the target cannot be reached.
+    pub planning_link_limit_ms: u64,
     /// The first attempt may be under way for so long, in ms: ssh's handshake and the start of an agent take their time on slow machines
     /// and by way of jump hosts, and nothing has been touched yet.
     pub first_link_limit_ms: u64,
@@ -42,6 +44,7 @@ impl Default for Options {
             lease_ms: 3_000,
             precopy_rounds: 5,
             link_limit_ms: 20_000,
+            planning_link_limit_ms: 5_000,
             first_link_limit_ms: 60_000,
             ask_ms: 2_000,
             parting_ms: 10_000,

@@ -63,10 +63,10 @@ impl Machine {
 
     /// How long the machine goes on without a link.
     pub(super) fn link_limit_ms(&self) -> u64 {
-        if self.dialled {
-            self.options.link_limit_ms
-        } else {
-            self.options.first_link_limit_ms
+        match (self.dialled, self.has_begun()) {
+            (false, _) => self.options.first_link_limit_ms,
+            (true, false) => self.options.planning_link_limit_ms,
+            (true, true) => self.options.link_limit_ms,
         }
     }
 

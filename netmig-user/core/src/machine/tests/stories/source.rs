@@ -505,7 +505,7 @@ fn an_unreachable_host_is_refused() {
 fn the_first_attempt_at_a_link_has_longer_than_a_lost_one() {
     use source::{Action, Event, Timer};
     let options = source::Options::default();
-    let (first, later) = (options.first_link_limit_ms, options.link_limit_ms);
+    let (first, later) = (options.first_link_limit_ms, options.planning_link_limit_ms);
     let limits = |events: &[Event]| {
         let mut source = Source::new(source::Options::default());
         for event in events {
@@ -529,4 +529,15 @@ fn the_first_attempt_at_a_link_has_longer_than_a_lost_one() {
         Event::LinkDown,
     ];
     assert_eq!(limits(&lost), [first, later]);
+}
+
+#[test]
+fn a_link_that_is_lost_when_the_move_has_begun_has_longer_than_one_that_a_plan_needs() {
+    use source::{Action, Event, Timer};
+    let options = source::Options::default();
+    assert!(options.planning_link_limit_ms < options.link_limit_ms);
+    let mut source = Source::rebuilding();
+    source.0.handle(Event::LinkDown);
+    let lost = std::iter::from_fn(|| source.0.poll_action()).collect::<Vec<_>>();
+    assert_eq!(lost, [Action::SetTimer(Timer::Link, options.link_limit_ms)]);
 }
