@@ -1,4 +1,4 @@
-//! A connection that is to be put into an accept queue.
+//! Connections that are to be put into an accept queue: those that had waited there, and those whose handshake is under way.
 
 /// struct bpf_tcp_req_attrs (include/net/tcp.h): what the handshake had agreed upon.
 #[repr(C)]
@@ -37,6 +37,24 @@ pub struct Waiting {
     /// Written by the program: [`NOT_SEEN`], [`PLACED`], [`NO_LISTENER`], or the kernel's error, negative.
     pub outcome: i32,
 }
+
+/// A handshake under way, by [`crate::FlowKey`]: our SYN-ACK is out, its ACK is not here. Numbers in host byte order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HalfOpen {
+    /// Written by user space. `rcv_tsval` and `rcv_tsecr` are the ACK's own.
+    pub agreed: Agreed,
+    /// Sequence number of our SYN-ACK.
+    pub isn: u32,
+    /// Sequence number of the peer's SYN.
+    pub peer_isn: u32,
+    /// Written by the program: [`NOT_SEEN`], [`PLACED`] (offered, and offered once more if the queue had no room for it), [`OVER`], or the
+    /// kernel's error, negative.
+    pub outcome: i32,
+}
+
+/// The connection stands, or its peer has given it up.
+pub const OVER: i32 = 3;
 
 /// No ACK of it has come.
 pub const NOT_SEEN: i32 = 0;

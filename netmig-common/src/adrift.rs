@@ -18,6 +18,8 @@ pub struct Asked {
     pub full: [u32; FIELDS],
     /// The same in struct tcp_timewait_sock.
     pub time_wait: [u32; FIELDS],
+    /// The same in struct tcp_request_sock.
+    pub request: [u32; FIELDS],
 }
 
 /// One socket.
@@ -26,7 +28,7 @@ pub struct Asked {
 pub struct Record {
     /// Address of its `struct sock`.
     pub socket: u64,
-    /// Its state; [`TIME_WAIT`]: the values are a struct tcp_timewait_sock's.
+    /// Its state; [`TIME_WAIT`]: the values are a struct tcp_timewait_sock's, [`NEW_SYN_RECV`]: a struct tcp_request_sock's.
     pub state: u64,
     /// In the order of the offsets; 0 for what is absent.
     pub values: [u64; FIELDS],
@@ -34,3 +36,6 @@ pub struct Record {
 
 /// TCP_TIME_WAIT.
 pub const TIME_WAIT: u64 = 6;
+
+/// TCP_NEW_SYN_RECV.
+pub const NEW_SYN_RECV: u64 = 12;

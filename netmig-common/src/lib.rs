@@ -69,6 +69,8 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::accept::Waiting {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for super::accept::HalfOpen {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::adrift::Asked {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::survey::Asked {}

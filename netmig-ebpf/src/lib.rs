@@ -1,18 +1,12 @@
-//! netmig's eBPF programs: what the objects under `src/bin` are made of.
+//! netmig's eBPF programs: what the objects under `src/bin` share. A map here is in every object that uses anything of this crate.
 //!
 //! Everything is inlined into the programs. Packets are read by `bpf_skb_load_bytes` alone: it also reaches what is not linear.
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
-#[macro_use]
-mod log;
-
-pub mod drain;
-pub mod kept;
-pub mod maps;
 pub mod packet;
+pub mod scratch;
 pub mod tcp;
-pub mod verdict;
 
 /// What every object has besides its programs and maps; at its end, once.
 #[macro_export]

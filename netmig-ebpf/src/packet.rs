@@ -2,7 +2,7 @@
 use aya_ebpf::programs::TcContext;
 use netmig_common::{Direction, FlowKey, Protocol, Unhandled};
 
-use crate::maps::scratch;
+use crate::scratch::scratch;
 
 const ETHERNET: u32 = 14;
 const ETH_P_IP: u16 = 0x0800;

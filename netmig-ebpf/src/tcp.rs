@@ -2,7 +2,7 @@
 use aya_ebpf::{helpers::bpf_skb_load_bytes, programs::TcContext};
 use netmig_common::Unhandled;
 
-use crate::{maps::scratch, packet::Packet};
+use crate::{packet::Packet, scratch::scratch};
 
 const FIN: u8 = 1;
 const SYN: u8 = 2;

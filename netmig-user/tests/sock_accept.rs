@@ -14,7 +14,7 @@ use netmig_core::{
 };
 use netmig_user::sock::{self, Place, Rebuilt};
 use nix::sys::socket::{Backlog, listen};
-use sock_lab::{CONTAINER, Lab, Namespace, Tasks, expect, owned, pattern};
+use sock_lab::{CONTAINER, Lab, Namespace, Tasks, expect, fill, owned, pattern};
 
 const PORT: u16 = 7500;
 
@@ -27,7 +27,12 @@ struct Client {
     stream: TcpStream,
     sent: usize,
     fin: bool,
+    /// Bytes that it sends when it has been accepted.
+    more: usize,
 }
+
+/// As much as goes.
+const FULL: usize = usize::MAX;
 
 /// Silent ones, ones that have sent, and ones that have said that they send no more; over both protocols, in this order.
 fn clients(lab: &Lab) -> Vec<Client> {
@@ -39,16 +44,27 @@ fn clients(lab: &Lab) -> Vec<Client> {
         (true, 40_000, false),
         (false, 0, true),
         (true, 3000, true),
+        (false, FULL, false),
     ] {
         let to = SocketAddr::new(CONTAINER[usize::from(v6)], PORT);
         let mut stream = lab
             .peer
             .run(|| TcpStream::connect(to).expect("a connection"));
-        stream.write_all(&pattern(0, sent)).expect("written");
+        let (sent, more) = if sent == FULL {
+            (fill(&mut stream, 0), 0)
+        } else {
+            stream.write_all(&pattern(0, sent)).expect("written");
+            (sent, if fin { 0 } else { 1000 })
+        };
         if fin {
             stream.shutdown(Shutdown::Write).expect("shut down");
         }
-        all.push(Client { stream, sent, fin });
+        all.push(Client {
+            stream,
+            sent,
+            fin,
+            more,
+        });
     }
     thread::sleep(Duration::from_millis(100));
     all
@@ -69,11 +85,11 @@ fn served(listener: &TcpListener, clients: &mut [Client]) {
         if !client.fin {
             client
                 .stream
-                .write_all(&pattern(client.sent, 1000))
+                .write_all(&pattern(client.sent, client.more))
                 .expect("written");
             client.stream.shutdown(Shutdown::Write).expect("shut down");
         }
-        let whole = client.sent + if client.fin { 0 } else { 1000 };
+        let whole = client.sent + client.more;
         expect(&mut own, 0, whole);
         let mut more = [0];
         assert_eq!(
@@ -120,12 +136,14 @@ fn what_waits_at_the_source_is_accepted_at_the_target() {
         .filter(|r| r.class == Class::TcpEmbryo)
         .map(|r| &r.fate)
         .collect();
-    assert_eq!(fates, [&Fate::Moves; 6]);
+    assert_eq!(fates, [&Fate::Moves; 7]);
     lab.close();
     let (image, kept) = dump(&lab, &tasks);
     assert_eq!(image.left, []);
     let read: Vec<_> = image.waiting.iter().map(|t| t.recv.len()).collect();
-    assert_eq!(read, [0, 0, 5, 40_000, 0, 3000]);
+    assert_eq!(read[..6], [0, 0, 5, 40_000, 0, 3000]);
+    // More than a new connection's window.
+    assert!(read[6] > 1 << 16, "{read:?}");
     let ended = image
         .waiting
         .iter()
@@ -179,7 +197,7 @@ fn a_queue_that_is_too_short_loses_what_it_cannot_take_and_says_so() {
     listen(&short, Backlog::new(1).expect("a backlog")).expect("listening");
     let tasks = Tasks::holding(vec![owned(short)]);
     let rebuilt = restore(&lab, &tasks, &image);
-    assert_eq!(rebuilt.lost().len(), 4, "{:?}", rebuilt.lost());
+    assert_eq!(rebuilt.lost().len(), 5, "{:?}", rebuilt.lost());
     assert!(
         rebuilt.lost()[0].contains("no room"),
         "{:?}",

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netmig_user::sock;
+use netmig_user::{sock, sys::sockopt};
 use sock_lab::{Lab, Tasks, connected, engine, expect, fill, in_repair, owned, pattern, restore};
 
 /// A restored socket's timers begin at 1 s.
@@ -221,6 +221,91 @@ fn idle_behind_a_drain_that_has_shrunk_the_windows() {
 }
 
 #[test]
+fn in_flight_and_acknowledged_by_what_is_still_to_be_delivered() {
+    let lab = Lab::new();
+    let (mut own, mut peer) = connected(&lab, false, true);
+    lab.deafen();
+    own.write_all(&pattern(0, 12_000)).expect("written");
+    expect(&mut peer, 0, 12_000);
+    lab.close();
+    lab.heal();
+    let tasks = Tasks::holding(vec![owned(own)]);
+    let (image, kept) = sock::dump(&lab.source.path(), &[tasks.pid()]).expect("a dump");
+    drop((kept, tasks));
+    let (snd_una, snd_nxt) = (image.tcp[0].snd_una, image.tcp[0].snd_nxt);
+    assert_ne!(snd_una, snd_nxt);
+    let tasks = engine(&lab, &image);
+    let rebuilt = restore(&lab, &tasks, &image);
+    lab.pass();
+    let asked = |acked: u32| {
+        let coming = |_: &_| sock::Coming {
+            promised: false,
+            acked: Some(acked),
+        };
+        rebuilt.open_with(&coming, &[]).expect("opened").probed
+    };
+    assert_eq!(asked(snd_nxt), 0);
+    // What follows takes the place of what was held: it acknowledges all.
+    let opened = Instant::now();
+    peer.write_all(&pattern(0, 64)).expect("written");
+    let mut own: TcpStream = tasks.stream(0);
+    expect(&mut own, 0, 64);
+    own.write_all(&pattern(12_000, 20_000)).expect("written");
+    expect(&mut peer, 12_000, 20_000);
+    assert!(opened.elapsed() < NO_TIMER, "{:?}", opened.elapsed());
+}
+
+#[test]
+fn what_a_peer_cannot_have_acknowledged_does_not_count() {
+    let lab = Lab::new();
+    let (mut own, mut peer) = connected(&lab, false, true);
+    lab.close();
+    own.write_all(&pattern(0, 5000)).expect("written");
+    let tasks = Tasks::holding(vec![owned(own)]);
+    let (image, kept) = sock::dump(&lab.source.path(), &[tasks.pid()]).expect("a dump");
+    drop((kept, tasks));
+    let beyond = image.tcp[0].snd_nxt.wrapping_add(1);
+    let tasks = engine(&lab, &image);
+    let rebuilt = restore(&lab, &tasks, &image);
+    lab.pass();
+    let opened = Instant::now();
+    let coming = |_: &_| sock::Coming {
+        promised: false,
+        acked: Some(beyond),
+    };
+    assert_eq!(rebuilt.open_with(&coming, &[]).expect("opened").probed, 1);
+    expect(&mut peer, 0, 5000);
+    assert!(opened.elapsed() < NO_TIMER, "{:?}", opened.elapsed());
+}
+
+#[test]
+fn idle_with_an_ack_that_is_still_delayed() {
+    let lab = Lab::new();
+    let (own, mut peer) = connected(&lab, false, true);
+    peer.write_all(&pattern(0, 64)).expect("written");
+    std::thread::sleep(Duration::from_millis(60));
+    lab.close();
+    let tasks = Tasks::holding(vec![owned(own)]);
+    let (mut image, kept) = sock::dump(&lab.source.path(), &[tasks.pid()]).expect("a dump");
+    drop((kept, tasks));
+    // As it is in the 40 ms before the stack acknowledges the 64 bytes.
+    let window = &mut image.tcp[0].window;
+    window.rcv_wup = window.rcv_wup.wrapping_sub(64);
+    window.rcv_wnd += 64;
+    window.snd_wl1 = window.rcv_wup;
+    let tasks = engine(&lab, &image);
+    let rebuilt = restore(&lab, &tasks, &image);
+    lab.pass();
+    assert_eq!(rebuilt.open().expect("opened").probed, 0);
+    let opened = Instant::now();
+    let mut own: TcpStream = tasks.stream(0);
+    expect(&mut own, 0, 64);
+    own.write_all(&pattern(0, 20_000)).expect("written");
+    expect(&mut peer, 0, 20_000);
+    assert!(opened.elapsed() < NO_TIMER, "{:?}", opened.elapsed());
+}
+
+#[test]
 fn link_local_addresses_on_an_interface_with_another_index() {
     let lab = Lab::new();
     let scoped =
@@ -263,4 +348,64 @@ fn unsent_before_a_full_peer() {
 #[test]
 fn unsent_before_a_peer_that_made_room_meanwhile() {
     all_ways(10, Last::FullThenRead);
+}
+
+/// Congestion window of a connection, segments (tcpi_snd_cwnd).
+fn cwnd(stream: &TcpStream) -> u32 {
+    const AT: usize = 80;
+    let info: [u8; 104] = sockopt::read(stream, libc::SOL_TCP, libc::TCP_INFO).expect("TCP_INFO");
+    let mut window = [0; 4];
+    window.copy_from_slice(&info[AT..AT + 4]);
+    u32::from_ne_bytes(window)
+}
+
+#[test]
+fn a_connection_that_was_sending_keeps_half_of_its_congestion_window() {
+    let lab = Lab::new();
+    let (mut own, mut peer) = connected(&lab, false, false);
+    let (mut idle, mut its_peer) = connected(&lab, true, false);
+    let mut sent = 0;
+    for (own, peer, bytes) in [
+        (&mut own, &mut peer, 60_000_000),
+        (&mut idle, &mut its_peer, 20_000_000),
+    ] {
+        std::thread::scope(|scope| {
+            scope.spawn(|| expect(peer, 0, bytes));
+            for from in (0..bytes).step_by(1_000_000) {
+                own.write_all(&pattern(from, 1_000_000)).expect("written");
+            }
+        });
+        sent = sent.max(bytes);
+    }
+    sent += fill(&mut own, sent);
+    std::thread::sleep(Duration::from_millis(60));
+    let before = [cwnd(&own), cwnd(&idle)];
+    assert!(before.iter().all(|window| *window > 24), "{before:?}");
+    lab.close();
+    let tasks = Tasks::holding(vec![owned(own), owned(idle)]);
+    let (image, kept) = sock::dump(&lab.source.path(), &[tasks.pid()]).expect("a dump");
+    assert!(kept.silence().is_empty());
+    drop(tasks);
+    for cold in [true, false] {
+        let mut image = image.clone();
+        if cold {
+            image.tcp.iter_mut().for_each(|tcp| tcp.cwnd = 0);
+        }
+        let tasks = engine(&lab, &image);
+        let rebuilt = restore(&lab, &tasks, &image);
+        let after = [0, 1].map(|i| cwnd(&tasks.stream(i)));
+        let kept = if cold { 10 } else { before[0] / 2 };
+        assert_eq!(after, [kept, 10], "{before:?}");
+        if cold {
+            for i in [0, 1] {
+                // It goes without a word.
+                sockopt::set_int(&tasks.stream(i), libc::SOL_TCP, libc::TCP_REPAIR, 1)
+                    .expect("TCP_REPAIR");
+            }
+            continue;
+        }
+        lab.pass();
+        rebuilt.open().expect("opened");
+        expect(&mut peer, 60_000_000, sent - 60_000_000);
+    }
 }

@@ -15,7 +15,7 @@ use std::{
 
 use netmig_core::{
     image::v1::sock::Holder,
-    socket::{Class, Fate, Kind, Row, State},
+    socket::{Class, Engine, Fate, Kind, Row, State},
 };
 use netmig_user::{
     sock::{self, Place},
@@ -393,4 +393,53 @@ fn a_udp_queue_moves_with_its_senders() {
         )
     );
     assert_eq!(shutdown(connected.as_raw_fd(), Shutdown::Both), Ok(()));
+}
+
+/// A program that hands itself over has given what moves to a helper; what it keeps to itself is as the plan found it.
+#[test]
+fn under_handoff_the_report_has_the_sockets_of_the_freeze() {
+    let lab = Lab::new();
+    let (own, _peer) = connected(&lab, false, true);
+    let listener = lab
+        .source
+        .run(|| TcpListener::bind(SocketAddr::new(CONTAINER[0], 7101)).expect("a listener"));
+    let copies = vec![
+        owned(own.try_clone().expect("a duplicate")),
+        owned(listener.try_clone().expect("a duplicate")),
+        owned(lab.source.run(|| UnixStream::pair().expect("a pair").0)),
+    ];
+    let program = Tasks::holding(copies);
+    let ended = lab
+        .peer
+        .run(|| TcpStream::connect(SocketAddr::new(CONTAINER[0], 7101)));
+    let ended = ended.expect("a connection");
+    let engine = Engine::Handoff;
+    let before = sock::rows_under(&lab.source.path(), &[program.pid()], engine).expect("rows");
+    let of = |rows: &[Row], class| rows.iter().filter(|row| row.class == class).count();
+    assert_eq!(of(&before, Class::TcpEmbryo), 1);
+
+    // By the freeze one is accepted and closed, and two have come.
+    drop(listener.accept().expect("it waits"));
+    drop(ended);
+    let _more = [(); 2].map(|()| {
+        lab.peer
+            .run(|| TcpStream::connect(SocketAddr::new(CONTAINER[0], 7101)).expect("a connection"))
+    });
+    let helper = Tasks::holding(vec![owned(own), owned(listener)]);
+    lab.close();
+    let (_image, mut kept) =
+        sock::dump_under(&lab.source.path(), &[helper.pid()], engine).expect("a dump");
+    let rows = kept.rows(&before).expect("rows");
+    assert_eq!(of(&rows, Class::TcpEmbryo), 2);
+    for class in [Class::TcpEstablished, Class::TcpListen] {
+        let owners = |rows: &[Row]| {
+            let row = rows.iter().find(|row| row.class == class).expect("a row");
+            row.owners.clone()
+        };
+        assert_eq!(owners(&rows), owners(&before), "{class}: its program's");
+    }
+    assert_eq!(of(&rows, Class::TcpElsewhere), 0);
+    let unix = |rows: &[Row]| rows.iter().filter(|row| row.kind == Kind::Unix).count();
+    assert_eq!(unix(&rows), unix(&before));
+    assert!(kept.undo().is_empty());
 }

@@ -13,10 +13,14 @@
 //! A [`Lab`] is held together by one helper process (the keeper); when that ends, nothing of the lab is left running.
 pub mod demo;
 pub mod error;
+pub mod gauge;
+pub mod handing;
 pub mod host;
 pub mod lab;
 pub mod peers;
+pub mod random;
 pub mod root;
+pub mod soak;
 pub mod vm;
 pub mod workload;
 

@@ -45,6 +45,36 @@ pub fn cargo(verb: &str) -> anyhow::Result<Command> {
     Ok(cargo)
 }
 
+/// The stories of netmig-lab, which need a lab; cargo runs them only by name.
+pub const STORIES: [&str; 12] = [
+    "--test",
+    "by_hand",
+    "--test",
+    "demo_image",
+    "--test",
+    "lab",
+    "--test",
+    "moves",
+    "--test",
+    "peer_program",
+    "--test",
+    "vm",
+];
+
+/// A cargo command for everything but the eBPF programs. Another choice of packages has other features of their dependencies, and all would
+/// be built once more.
+pub fn whole(verb: &str) -> anyhow::Result<Command> {
+    let mut cargo = cargo(verb)?;
+    cargo.args(["--workspace", "--exclude", "netmig-ebpf"]);
+    Ok(cargo)
+}
+
+/// Builds the programs of netmig-user and netmig-lab as the tests have them, so that nothing is built twice: cargo builds the programs of a
+/// package for any test that may start them.
+pub fn programs_of_tests() -> anyhow::Result<()> {
+    run(whole("test")?.args(["--no-run", "--test", "job", "--test", "peer_program"]))
+}
+
 /// Runs a command that must succeed, in sight.
 pub fn run(command: &mut Command) -> anyhow::Result<()> {
     let line = line(command);

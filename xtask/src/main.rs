@@ -3,8 +3,10 @@ mod bench;
 mod build_cmd;
 mod cargo;
 mod lab;
+mod line;
 mod run;
 mod setup;
+mod soak;
 mod test;
 mod vm;
 
@@ -37,6 +39,8 @@ enum Verb {
     Run(run::RunArgs),
     /// Measure netmig against the usual way and its goals
     Bench(bench::BenchArgs),
+    /// Move hundreds of connections in random states to and fro at random moments
+    Soak(soak::Arguments),
     /// A command in virtual machines with other kernels
     Vm(vm::Arguments),
 }
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         Verb::Lab(arguments) => lab::main(&arguments),
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Bench(arguments) => bench::run(arguments),
+        Verb::Soak(arguments) => soak::main(&arguments),
         Verb::Vm(arguments) => vm::main(&arguments),
     };
     match done {

@@ -3,7 +3,7 @@
 mod table;
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     thread,
@@ -190,9 +190,10 @@ pub fn parts(lab: &str, data: u64) -> anyhow::Result<Parts> {
     })
 }
 
-struct Programs {
-    netmig_user: PathBuf,
-    netmig_peer: PathBuf,
+/// As they would be shipped.
+pub struct Programs {
+    pub netmig_user: PathBuf,
+    pub netmig_peer: PathBuf,
 }
 
 /// What a verb needs that builds netmig and moves a container between hosts.
@@ -204,20 +205,24 @@ pub fn prepared() -> anyhow::Result<()> {
     setup::ready(&[Purpose::Build, Purpose::Lab], Tell::All)
 }
 
-/// Builds the programs as they would be shipped; cargo itself knows when there is nothing to do.
-fn programs() -> anyhow::Result<Programs> {
+/// Builds the programs as they would be shipped; cargo itself knows when there is nothing to do. NETMIG_USER_BIN names another netmig-user,
+/// which is taken as it is.
+pub fn programs() -> anyhow::Result<Programs> {
+    let other = env::var_os("NETMIG_USER_BIN").map(PathBuf::from);
     let mut build = cargo::cargo("build")?;
     build.args([
         "--release",
         "--package",
-        "netmig-user",
+        "netmig-lab",
         "--bin",
-        "netmig-user",
+        "netmig-peer",
     ]);
-    build.args(["--package", "netmig-lab", "--bin", "netmig-peer"]);
+    if other.is_none() {
+        build.args(["--package", "netmig-user", "--bin", "netmig-user"]);
+    }
     cargo::run(&mut build)?;
     Ok(Programs {
-        netmig_user: cargo::program("netmig-user", Profile::Release),
+        netmig_user: other.unwrap_or_else(|| cargo::program("netmig-user", Profile::Release)),
         netmig_peer: cargo::program("netmig-peer", Profile::Release),
     })
 }

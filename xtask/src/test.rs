@@ -2,7 +2,9 @@
 mod tally;
 
 use std::{
+    path::PathBuf,
     process::{Command, ExitCode},
+    thread,
     time::Instant,
 };
 
@@ -10,7 +12,6 @@ use anyhow::bail;
 use clap::Args;
 
 use crate::{
-    build_cmd,
     cargo::{self, Profile},
     setup::{self, Purpose, Tell},
 };
@@ -24,6 +25,21 @@ pub struct Arguments {
     /// Only tests whose name contains this
     filter: Option<String>,
 }
+
+/// The stories that measure pauses, or meet a moment: with others beside them they would measure those.
+const MEASURED: [&str; 9] = [
+    "beside::",
+    "blackout::",
+    "gate::",
+    "gauge::",
+    "guardian::",
+    "handoff::",
+    "hold::",
+    "keeper::",
+    "soak::",
+];
+/// How many of the other stories run at a time, on machines that may have two processors: they wait for much of their time.
+const BESIDE: &str = "3";
 
 /// A part of the tests.
 struct Stage {
@@ -134,29 +150,15 @@ fn format(_: &Arguments) -> anyhow::Result<Tally> {
 }
 
 fn lint(_: &Arguments) -> anyhow::Result<Tally> {
-    let mut clippy = cargo::cargo("clippy")?;
-    cargo::run(clippy.args(["--quiet", "--all-targets", "--", "--deny", "warnings"]))?;
+    for targets in [&["--all-targets"][..], &cargo::STORIES] {
+        let mut clippy = cargo::whole("clippy")?;
+        clippy.arg("--quiet").args(targets);
+        cargo::run(clippy.args(["--", "--deny", "warnings"]))?;
+    }
     Ok(Tally::one())
 }
 
 fn unit(arguments: &Arguments) -> anyhow::Result<Tally> {
-    let mut all = cargo::cargo("test")?;
-    all.args([
-        "--no-fail-fast",
-        "--workspace",
-        "--exclude",
-        "netmig-ebpf",
-        "--exclude",
-        "netmig-lab",
-    ]);
-    let mut library = cargo::cargo("test")?;
-    library.args([
-        "--no-fail-fast",
-        "--package",
-        "netmig-lab",
-        "--lib",
-        "--bins",
-    ]);
     // With the feature the programs are others, which the verifier must take too.
     let mut telling = cargo::cargo("test")?;
     telling.args([
@@ -168,40 +170,79 @@ fn unit(arguments: &Arguments) -> anyhow::Result<Tally> {
         "--lib",
         "gate::tests::log",
     ]);
-    let mut sum = tests(&mut all, arguments)?;
-    sum += tests(&mut library, arguments)?;
+    let mut sum = tests(cargo::whole("test")?.arg("--no-fail-fast"), arguments)?;
     sum += tests(&mut telling, arguments)?;
     Ok(sum)
 }
 
 fn lab(arguments: &Arguments) -> anyhow::Result<Tally> {
-    let binary = build_cmd::binary(Profile::Debug, Tell::Work)?;
-    let mut stories = cargo::cargo("test")?;
-    stories
-        .args(["--no-fail-fast", "--package", "netmig-lab", "--test", "*"])
-        .env("NETMIG_USER_BIN", binary)
-        // They measure pauses, on machines that may have two processors: one story at a time.
-        .env("RUST_TEST_THREADS", "1");
-    tests(&mut stories, arguments)
+    let binary = tested_binary()?;
+    let stories = |targets: &[&str], at_a_time: &str, which: &[&str]| {
+        let mut stories = cargo::whole("test")?;
+        stories
+            .arg("--no-fail-fast")
+            .args(targets)
+            .env("NETMIG_USER_BIN", &binary)
+            .env("RUST_TEST_THREADS", at_a_time)
+            .args(&arguments.filter)
+            .arg("--")
+            .args(which);
+        counted(&mut stories)
+    };
+    if arguments.filter.is_some() {
+        return stories(&cargo::STORIES, "1", &[]);
+    }
+    let moves = ["--test", "moves"];
+    let others: Vec<_> = cargo::STORIES
+        .chunks(2)
+        .filter(|target| *target != moves)
+        .flatten()
+        .copied()
+        .collect();
+    let unmeasured = MEASURED.map(|name| ["--skip", name]);
+    let mut sum = stories(&others, "1", &[])?;
+    sum += stories(&moves, BESIDE, unmeasured.as_flattened())?;
+    sum += stories(&moves, "1", &MEASURED)?;
+    Ok(sum)
 }
 
 fn vm(arguments: &Arguments) -> anyhow::Result<Tally> {
-    let binary = build_cmd::binary(Profile::Debug, Tell::Work)?;
-    let mut machines = cargo::cargo("test")?;
-    machines
-        .args(["--no-fail-fast", "--package", "netmig-lab"])
-        // What is ignored in these boots machines, except for what is run inside of them.
-        .args(["--test", "vm", "--test", "moves", "--", "--ignored"])
-        .args(["--skip", "machines::inside_a_guest"])
-        // The phases of a move under each kernel are worth seeing.
-        .args(["--test-threads", "1", "--nocapture"])
-        .env("NETMIG_USER_BIN", binary);
-    tests(&mut machines, arguments)
+    let binary = tested_binary()?;
+    let machines = |target: &str| {
+        let mut machines = cargo::whole("test")?;
+        machines
+            // What is ignored in these boots machines, except for what is run inside of them.
+            .args(["--no-fail-fast", "--test", target, "--", "--ignored"])
+            .args(["--skip", "machines::inside_a_guest"])
+            // The phases of a move under each kernel are worth seeing.
+            .args(["--test-threads", "1", "--nocapture"])
+            .env("NETMIG_USER_BIN", &binary);
+        tests(&mut machines, arguments)
+    };
+    // A machine that boots waits for much of its time, and what moves in one asks for no pause.
+    thread::scope(|scope| {
+        let beside = scope.spawn(|| machines("vm"));
+        let moves = machines("moves");
+        let mut sum = beside
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        sum += moves?;
+        Ok(sum)
+    })
 }
 
-/// Runs `cargo test` and counts.
+/// The program that the stories run.
+fn tested_binary() -> anyhow::Result<PathBuf> {
+    cargo::programs_of_tests()?;
+    Ok(cargo::program("netmig-user", Profile::Debug))
+}
+
+/// Runs `cargo test`, with the filter if there is one, and counts.
 fn tests(command: &mut Command, arguments: &Arguments) -> anyhow::Result<Tally> {
-    command.args(&arguments.filter);
+    counted(command.args(&arguments.filter))
+}
+
+fn counted(command: &mut Command) -> anyhow::Result<Tally> {
     let (tally, status) = tally::watch(command)?;
     if !status.success() && tally.failed == 0 {
         bail!("`{}`: {status}", cargo::line(command));

@@ -131,9 +131,9 @@ fn newest_binary(programs: &Path) -> Option<PathBuf> {
 
 /// A test program of the lab's, built now.
 fn test_program(test: &str) -> anyhow::Result<PathBuf> {
-    let mut build = cargo::cargo("test")?;
+    let mut build = cargo::whole("test")?;
     build.args(["--no-run", "--message-format", "json-render-diagnostics"]);
-    build.args(["--package", "netmig-lab", "--test", test]);
+    build.args(["--test", test]);
     let told = build.stderr(Stdio::inherit()).output();
     let told = told.context("starting cargo")?;
     ensure!(told.status.success(), "the test {test} was not built");
@@ -148,16 +148,7 @@ fn test_program(test: &str) -> anyhow::Result<PathBuf> {
 
 /// Builds what belongs into a machine, and tells in which directory it is.
 fn programs() -> anyhow::Result<PathBuf> {
-    let mut build = cargo::cargo("build")?;
-    build.args([
-        "--quiet",
-        "--bins",
-        "--package",
-        "netmig-lab",
-        "--package",
-        "netmig-user",
-    ]);
-    cargo::run(&mut build)?;
+    cargo::programs_of_tests()?;
     let init = cargo::program(vm::INIT, Profile::Debug);
     let directory = init.parent().map(Path::to_owned);
     directory.context("programs are built into no directory")

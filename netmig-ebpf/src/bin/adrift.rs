@@ -10,7 +10,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, PerCpuArray},
 };
-use netmig_common::adrift::{ABSENT, Asked, FIELDS, Record, TIME_WAIT};
+use netmig_common::adrift::{ABSENT, Asked, FIELDS, NEW_SYN_RECV, Record, TIME_WAIT};
 
 /// Written by user space.
 #[map]
@@ -56,10 +56,10 @@ fn one(context: *const Context) -> Option<()> {
     if state > 31 || asked.states >> state & 1 == 0 {
         return None;
     }
-    let offsets = if state == TIME_WAIT {
-        &asked.time_wait
-    } else {
-        &asked.full
+    let offsets = match state {
+        TIME_WAIT => &asked.time_wait,
+        NEW_SYN_RECV => &asked.request,
+        _ => &asked.full,
     };
     let record = RECORD.get_ptr_mut(0)?;
     // SAFETY: one element a processor, and the program does not run twice on one.

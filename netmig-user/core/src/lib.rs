@@ -10,4 +10,5 @@ pub mod machine;
 pub mod plan;
 pub mod proto;
 pub mod report;
+pub mod service;
 pub mod socket;

@@ -11,11 +11,12 @@ pub use version::Version;
 use crate::{
     container::{Manager, Mount, Recipe, Resurrector},
     proto::{Answer, Attach, HostFacts, Question},
+    service::{Behind, Planned},
     socket::{Class, Engine, Fate, Row},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 /// Name and version of the plan's form.
 pub const SCHEMA: &str = "netmig.plan/1";
@@ -39,6 +40,9 @@ pub struct Plan {
     pub image: Option<SentImage>,
     /// Where its links hang.
     pub topology: Vec<Junction>,
+    /// Addresses of the hosts by which peers know the container.
+    #[serde(default)]
+    pub services: Vec<Planned>,
     /// What could start the container again at the source: disarmed before the freeze, armed again by an abort.
     pub disarm: Vec<Resurrector>,
     /// What the move will take.
@@ -200,6 +204,11 @@ pub fn decide(given: &Given<'_>) -> Plan {
                 parent: parent.clone(),
             })
             .collect(),
+        services: question
+            .behind
+            .iter()
+            .flat_map(|behind| services(behind, &answer.shared))
+            .collect(),
         disarm: container.resurrectors.clone(),
         prediction,
         objections,
@@ -246,6 +255,9 @@ impl fmt::Display for Plan {
         }
         for junction in &self.topology {
             writeln!(f, "  link {} on {}", junction.link, junction.parent)?;
+        }
+        for service in &self.services {
+            writeln!(f, "  service address {service}")?;
         }
         for mount in &self.mounts {
             writeln!(f, "  mount {}: {}", mount.destination.display(), mount.fate)?;
@@ -333,6 +345,18 @@ fn sent_image(question: &Question, answer: &Answer) -> Option<SentImage> {
         }),
         _ => None,
     }
+}
+
+fn services(behind: &Behind, shared: &[IpAddr]) -> Vec<Planned> {
+    let services = behind.services.iter();
+    services
+        .map(|service| Planned {
+            address: service.address.local,
+            from: service.address.link.clone(),
+            to: service.device.clone(),
+            moves: !shared.contains(&service.address.local.address),
+        })
+        .collect()
 }
 
 fn host(facts: &HostFacts) -> Host {

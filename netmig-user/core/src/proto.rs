@@ -3,12 +3,13 @@ use crate::{
     container::Container,
     id::{Epoch, Life, MoveId},
     image::v1::{conntrack::Remembered, net::Network, sock::Sockets},
+    service::Behind,
 };
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 /// Version of the messages in this file; another one is refused at `Hello`.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 5;
 
 /// Opens every connection and may come again at any moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,7 +132,8 @@ pub enum ToTarget {
     Finish,
     /// Step 4: the freeze begins, and what is left to send takes a moment only: the engine may be started, as far as it goes without images.
     Freezing,
-    /// Step 5, before the sockets: what the network remembers of the traffic, where that is anything.
+    /// Step 5, before the sockets: what the network remembers of the traffic, where that is anything. Right before the grant once more: what
+    /// the source host has begun to track since.
     Remembered(Box<Remembered>),
 }
 
@@ -184,6 +186,8 @@ pub struct Question {
     pub file_bytes: u64,
     /// Bytes of the container's image at the source; 0 where its runtime has no images.
     pub image_bytes: u64,
+    /// What lies between it and its peers on the source host, if that moves with it.
+    pub behind: Option<Behind>,
 }
 
 /// Where a link of the container hangs on its host.
@@ -233,4 +237,6 @@ pub struct Answer {
     pub warnings: Vec<String>,
     /// The target has not got the container's image, and waits for it after [`ToTarget::Prepare`].
     pub lacks_image: bool,
+    /// Service addresses that the target has by itself: they need not be moved.
+    pub shared: Vec<IpAddr>,
 }

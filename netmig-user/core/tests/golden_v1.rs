@@ -59,6 +59,7 @@ fn frames() -> Vec<Frame> {
         objections: vec!["there is no bridge br0".into()],
         warnings: vec!["rsync is not there".into()],
         lacks_image: true,
+        shared: vec!["192.0.2.50".parse().unwrap()],
     };
     let why = || "cancelled by the operator".to_owned();
     vec![
@@ -298,6 +299,25 @@ fn sockets() -> sock::Sockets {
             }],
         }],
         pairs: vec![(0, 1)],
+        over: vec![sock::Over {
+            common: common(&[23]),
+            local: end("::ffff:192.0.2.10", 80),
+            recv: b"unread".to_vec(),
+            failed: true,
+        }],
+        half_open: vec![sock::HalfOpen {
+            local: end("::ffff:192.0.2.10", 90),
+            peer: end("::ffff:192.0.2.1", 40_001),
+            isn: 11,
+            peer_isn: 12,
+            window: 65_160,
+            mss: 1460,
+            wscale: Some((7, 9)),
+            sack: true,
+            ecn: false,
+            ts_recent: Some(13),
+            timestamp: 14,
+        }],
         left: vec![sock::Left {
             socket: "tcp syn-recv".into(),
             why: "the peer repeats its SYN".into(),

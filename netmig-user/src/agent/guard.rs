@@ -3,7 +3,7 @@
 //! tasks run again.
 //!
 //! It has a session and a cgroup of its own, so that what ends the agent does not end it as well. With both killed the gate's programs are left
-//! (netmig-ebpf/src/kept.rs).
+//! (netmig-ebpf/src/bin/gate/kept.rs).
 use std::{
     io,
     path::Path,

@@ -1,7 +1,9 @@
 //! What is said on the agent's own socket: postcard bodies behind a 32-bit big-endian length.
 use std::{io, path::PathBuf};
 
-use netmig_core::{container::Manager, id::MoveId, machine::source::Phase};
+use netmig_core::{
+    container::Manager, id::MoveId, machine::source::Phase, proto::Attach, service::Asked,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -79,12 +81,20 @@ pub struct MoveSpec {
     pub remote_command: Vec<String>,
     /// `DST=copy|shared|refuse` for bind mounts.
     pub mounts: Vec<(PathBuf, netmig_core::container::MountFate)>,
+    /// Addresses of this host by which peers know the container, and that go along.
+    #[serde(default)]
+    pub services: Vec<Asked>,
     /// Objections that the operator waives, by their key.
     pub allow: Vec<String>,
+    /// For the container's physical devices those of the target that take their place.
+    pub map_links: Vec<Attach>,
     /// Which connections settle before the freeze.
     pub drain: Drain,
     /// Longest drain in ms; 0: none.
     pub drain_limit_ms: u64,
+    /// Congestion windows begin anew at the target.
+    #[serde(default)]
+    pub cold: bool,
     /// Longest blackout accepted, in ms.
     pub max_blackout_ms: Option<u64>,
     /// The gate's lease in ms.

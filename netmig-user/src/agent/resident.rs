@@ -27,11 +27,19 @@ use super::{
     pace, paths,
 };
 use crate::{
-    driver::{feed::Feed, source, target},
+    driver::{
+        feed::Feed,
+        source::{
+            self,
+            service::{forget_gone, waits},
+        },
+        target,
+    },
     engine::{
         criu::hook::{HookReply, NetavarkReply},
         handoff::programs::{Desk, SOCKET, Verdict},
     },
+    sys,
     wire::pipe::Pipe,
 };
 
@@ -67,11 +75,16 @@ impl Moves {
             .insert(mv, handle);
     }
 
-    fn remove(&self, mv: MoveId) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&mv);
+    /// The move is over. With the last one goes the memory that it needed, which may be a container's queues.
+    async fn end(&self, mv: MoveId) {
+        let last = {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.remove(&mv);
+            all.is_empty()
+        };
+        if last && let Err(e) = tokio::task::spawn_blocking(sys::memory::give_back).await {
+            warn!("giving memory back: {e}");
+        }
     }
 
     fn all(&self) -> Vec<(MoveId, Handle)> {
@@ -95,6 +108,7 @@ pub async fn run() -> Result<()> {
     own_cgroup(Path::new(pace::CGROUP));
     let moves = Moves::default();
     take_up(&moves);
+    tokio::spawn(forget_gone());
     let programs = Desk::open(Arc::new(verdict))
         .with_context(|| format!("listening for programs at {SOCKET}"))?;
     let listener = listen()?;
@@ -113,7 +127,7 @@ pub async fn run() -> Result<()> {
                 warn!("accepting a connection: {e}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
-            Err(_) if moves.all().is_empty() && programs.is_empty() => break,
+            Err(_) if moves.all().is_empty() && programs.is_empty() && !waits() => break,
             Err(_) => {}
         }
     }
@@ -208,7 +222,7 @@ fn spawn_source(moves: &Moves, mv: MoveId, start: source::Start) {
     let moves = moves.clone();
     tokio::spawn(async move {
         source::run(start, tx, rx, feed).await;
-        moves.remove(mv);
+        moves.end(mv).await;
     });
 }
 
@@ -219,7 +233,7 @@ fn spawn_target(moves: &Moves, mv: MoveId, start: target::Start) {
     let moves = moves.clone();
     tokio::spawn(async move {
         target::run(start, tx, rx, feed).await;
-        moves.remove(mv);
+        moves.end(mv).await;
     });
 }
 

@@ -6,6 +6,7 @@ use netmig_core::{
     container::{Manager, MountFate},
     id::MoveId,
     proto::Attach,
+    service::Asked,
 };
 
 use crate::{
@@ -109,9 +110,16 @@ pub struct Move {
     /// Fate of a bind mount: DST=copy|shared|refuse (default: refuse)
     #[arg(long = "mount", value_name = "DST=FATE", value_parser = mount)]
     pub mounts: Vec<(PathBuf, MountFate)>,
+    /// An address of this host by which peers know a container behind it (DNAT, masquerade): it moves along, onto the target's device of
+    /// the same name or DEVICE; may be given several times
+    #[arg(long = "service-address", value_name = "ADDRESS[%DEVICE]")]
+    pub services: Vec<Asked>,
     /// Go on in spite of an objection, by its key (the plan names the keys)
     #[arg(long, value_name = "KEY")]
     pub allow: Vec<String>,
+    /// The device of the target that takes the place of a physical one of the container
+    #[arg(long = "map-link", value_name = "LINK=DEVICE", value_parser = attach)]
+    pub map_links: Vec<Attach>,
     /// Refuse before the freeze if the blackout is predicted to be longer, and cancel when it becomes so
     #[arg(long, value_name = "MS")]
     pub max_blackout: Option<u64>,
@@ -155,8 +163,11 @@ pub struct Migrate {
     /// Longest time to let data in flight settle before the freeze; 0: none
     #[arg(long, value_name = "MS", default_value_t = 200)]
     pub drain_limit: u64,
+    /// Connections that are sending begin with a new congestion window at the target, instead of with half of theirs
+    #[arg(long)]
+    pub cold: bool,
     /// Before the grant, the gate opens by itself when the agent has been silent for so long
-    #[arg(long, value_name = "MS", default_value_t = 10_000)]
+    #[arg(long, value_name = "MS", default_value_t = 3000)]
     pub lease: u64,
     /// Most bytes of packets that are held during the blackout, to be delivered after it: 4096, 64K, 64M, 1G; 0: they are dropped
     #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = bytes)]
@@ -186,6 +197,9 @@ pub struct Inspect {
     /// The container.
     #[command(flatten)]
     pub which: Which,
+    /// An address of this host by which peers know a container behind it, as `migrate` takes it
+    #[arg(long = "service-address", value_name = "ADDRESS[%DEVICE]")]
+    pub services: Vec<Asked>,
     /// Write it as JSON
     #[arg(long)]
     pub json: bool,
@@ -340,6 +354,9 @@ pub struct NetDump {
     /// The connections that it tracks too
     #[arg(long)]
     pub connections: bool,
+    /// The private and preshared keys of WireGuard devices too: who can read the document can read what they encrypt
+    #[arg(long)]
+    pub keys: bool,
     /// Where to write it; without, to standard output
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
@@ -360,10 +377,13 @@ pub struct NetRestore {
     /// Attach a link to this bridge (or parent device) instead of the one of the document
     #[arg(long, value_name = "LINK=PARENT", value_parser = attach)]
     pub attach: Vec<Attach>,
+    /// The device of this host that takes the place of a physical one of the document
+    #[arg(long = "map-link", value_name = "LINK=DEVICE", value_parser = attach)]
+    pub map_links: Vec<Attach>,
     /// Only say what stands against it
     #[arg(long)]
     pub check: bool,
-    /// Go on without packet filters that cannot be made here
+    /// Go on without packet filters and links that cannot be made here, and without what needs a link that is not there
     #[arg(long)]
     pub partial: bool,
     /// Tell the segment, once, where the addresses are now
@@ -497,7 +517,7 @@ fn attach(text: &str) -> Result<Attach, String> {
             link: link.to_owned(),
             parent: parent.to_owned(),
         }),
-        _ => Err("LINK=PARENT is expected, for instance eth0=br0".to_owned()),
+        _ => Err("LINK=PARENT (LINK=DEVICE) is expected, for instance eth0=br0".to_owned()),
     }
 }
 

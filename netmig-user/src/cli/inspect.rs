@@ -8,7 +8,7 @@ use crate::{driver::look, runtime::Mounts};
 /// Prints them.
 pub fn run(args: &args::Inspect) -> Result<()> {
     let (manager, name) = args.which.container().context("which container?")?;
-    let found = look::look(manager, name, &Mounts::default(), &[])?;
+    let found = look::look(manager, name, &Mounts::default(), &[], &[], &args.services)?;
     let question = &found.question;
     if args.json {
         let all = serde_json::json!({

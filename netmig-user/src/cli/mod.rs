@@ -34,6 +34,10 @@ pub fn run(args: args::Cli) -> Result<ExitCode> {
     let mut builder = match args.command {
         // It waits and does nothing else.
         args::Command::Guard(_) => tokio::runtime::Builder::new_current_thread(),
+        args::Command::Agent(_) => {
+            crate::sys::memory::share_arenas();
+            tokio::runtime::Builder::new_multi_thread()
+        }
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = builder

@@ -11,6 +11,7 @@ use netmig_core::id::MoveId;
 
 use super::args;
 use crate::net::{
+    check,
     diff::{self, diff},
     document::Document,
     namespace,
@@ -37,7 +38,15 @@ pub fn run(args: &args::Net) -> Result<ExitCode> {
 fn dump(args: &args::NetDump) -> Result<()> {
     let netns = namespace_at(&args.netns)?;
     let mut times = Times::default();
-    let found = Document::dump(&netns, args.connections, &mut times)?;
+    let mut found = Document::dump(&netns, args.connections, &mut times)?;
+    if !args.keys {
+        let without = found.without_keys();
+        found.network.not_carried.extend(without.iter().map(|link| {
+            format!(
+                "the keys of WireGuard device {link} are not in this document (--keys writes them)"
+            )
+        }));
+    }
     for what in found
         .network
         .filters
@@ -80,18 +89,24 @@ fn restore(args: &args::NetRestore) -> Result<ExitCode> {
     }
     let mut wanted = read(&args.file)?;
     wanted.network.filters.partial = args.partial;
+    let left_out = if args.partial {
+        check::leave_out(&mut wanted.network)
+    } else {
+        Vec::new()
+    };
     // A document is no move; what is made carries an id all the same, so that it is known on the host.
     let mut id = [0; 16];
     fs::File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut id))
         .context("drawing an id from /dev/urandom")?;
     let id = MoveId(id);
+    let attach = [&args.attach[..], &args.map_links].concat();
     if args.check {
-        let found = wanted.objections(&netns, &args.attach, id)?;
+        let found = wanted.objections(&netns, &attach, id)?;
         for text in &found.objections {
             println!("against  {text}");
         }
-        for text in &found.warnings {
+        for text in left_out.iter().chain(&found.warnings) {
             println!("note     {text}");
         }
         return Ok(if found.objections.is_empty() {
@@ -101,14 +116,14 @@ fn restore(args: &args::NetRestore) -> Result<ExitCode> {
         });
     }
     let mut times = Times::default();
-    match wanted.restore(&netns, &args.attach, id, &mut times) {
+    match wanted.restore(&netns, &attach, id, &mut times) {
         Ok(created) => {
             let unheard = if args.announce {
                 wanted.announce(&created, &mut times)?
             } else {
                 Vec::new()
             };
-            for text in created.warnings.iter().chain(&unheard) {
+            for text in left_out.iter().chain(&created.warnings).chain(&unheard) {
                 eprintln!("note: {text}");
             }
             write_times(args.times.as_deref(), &times)?;
@@ -158,14 +173,13 @@ const TROUBLE: u8 = 2;
 
 /// A document's file, or the namespace behind `netns:`.
 fn either(given: &str) -> Result<Document> {
-    match given.strip_prefix("netns:") {
-        Some(netns) => Ok(Document::dump(
-            &namespace_at(netns)?,
-            false,
-            &mut Times::default(),
-        )?),
-        None => read(Path::new(given)),
-    }
+    let mut found = match given.strip_prefix("netns:") {
+        Some(netns) => Document::dump(&namespace_at(netns)?, false, &mut Times::default())?,
+        None => read(Path::new(given))?,
+    };
+    // A difference is printed.
+    found.without_keys();
+    Ok(found)
 }
 
 fn read(file: &Path) -> Result<Document> {

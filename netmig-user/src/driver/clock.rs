@@ -1,7 +1,14 @@
 //! When what happened, for the report.
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use netmig_core::machine::source::Phase;
+
+/// Now, in microseconds since 1970: logs of both hosts can be laid beside each other, and beside what a peer saw, as far as their clocks agree.
+pub fn unix_us() -> u128 {
+    SystemTime::UNIX_EPOCH
+        .elapsed()
+        .map_or(0, |since| since.as_micros())
+}
 
 /// Marks of one move on this host's monotonic clock.
 pub struct Clock {

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use netmig_core::{
     container::{Container, Manager, MountFate},
-    proto::Question,
+    image::v1::net::Link,
+    proto::{Attach, Question},
+    service::Asked,
     socket::{Class, Engine, Fate, Kind, Row},
 };
 
@@ -26,13 +28,24 @@ pub struct Look {
     pub objections: Vec<String>,
     /// What will be different afterwards.
     pub warnings: Vec<String>,
+    /// What stands against taking a service address off this host.
+    pub against: Vec<net::service::Against>,
 }
 
 /// Looks at a running container.
 ///
 /// # Errors
 /// There is none of this name, it does not run, or something about it cannot be read.
-pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> Result<Look> {
+///
+/// `map` names the target's devices for the container's physical ones.
+pub fn look(
+    manager: Manager,
+    name: &str,
+    mounts: &Mounts,
+    allow: &[String],
+    map: &[Attach],
+    services: &[Asked],
+) -> Result<Look> {
     let found = runtime::of(manager).inspect(name, mounts)?;
     let (container, mut objections, mut warnings) =
         (found.container, found.objections, found.warnings);
@@ -44,8 +57,30 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
     let topology = net::topology(&netns)?;
     objections.extend(topology.refusals.iter().cloned());
     warnings.extend(topology.warnings.iter().cloned());
+    let (mapped, against) = topology.mapped(map);
+    objections.extend(against);
     let mut network = net::snapshot(&netns)?;
+    let unfit = |link: &Link| {
+        let (_, what) = topology.unfit.iter().find(|(name, _)| *name == link.name)?;
+        Some(format!(
+            "it is a {what}, which cannot be made at the target"
+        ))
+    };
+    let left_out = network.leave_out(unfit);
+    if allow.iter().any(|key| key == "links") {
+        warnings.extend(left_out);
+    } else {
+        objections.extend(topology.unfit.iter().map(|(name, what)| {
+            format!(
+                "link {name} is a {what}, which cannot be made at the target; attach the container to a bridge or macvlan on a segment that both hosts are on, or --allow links goes on \
+                 without it, and without what needs it"
+            )
+        }));
+    }
     warnings.extend(network.not_carried.iter().cloned());
+    let here = net::service::here::look(services, &topology, &network)?;
+    objections.extend(here.refusals.iter().cloned());
+    warnings.extend(here.warnings.iter().cloned());
     network.filters.partial = allow.iter().any(|key| key == "filters");
     let unfit = net::filter::rehearse(&network.filters, &network.links)?;
     for what in network.filters.lost.iter().chain(&unfit) {
@@ -60,12 +95,27 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
     if engine == Engine::Handoff {
         without_our_own(&mut rows);
     }
+    let judge = |rows: &mut Vec<Row>| {
+        if let Some(behind) = &here.behind {
+            net::service::fate::judge(rows, behind, &network, &here.tracked, &here.own);
+        }
+    };
+    // Without a service address nothing survives, and one objection says so.
+    if !services.is_empty() {
+        judge(&mut rows);
+    }
     for row in &rows {
         match &row.fate {
             Fate::Refused(why) => objections.push(format!("{row}: {why}")),
             Fate::Reset(_) if row.class == Class::TcpTimeWaitInside => {}
-            // Nobody can notice by a descriptor: a port's protection, a tool that looks at the namespace at this moment.
-            Fate::Reset(why) if matches!(row.class, Class::TcpTimeWaitStuck | Class::Foreign) => {
+            // Nobody can notice by a descriptor: a port's protection, a handshake that lasts a round trip and is another one at the freeze, a tool
+            // that looks at the namespace at this moment.
+            Fate::Reset(why)
+                if matches!(
+                    row.class,
+                    Class::TcpTimeWaitStuck | Class::TcpSynRecvStuck | Class::Foreign
+                ) =>
+            {
                 warnings.push(format!("{row}: {why}"))
             }
             // The program knows what it does not hand over; what it has not accepted yet it accepts before it saves.
@@ -84,6 +134,9 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
             Fate::Moves | Fate::MovesWithout(_) => {}
         }
     }
+    if services.is_empty() {
+        judge(&mut rows);
+    }
     let mut memory_bytes = 0;
     if engine == Engine::Criu {
         let walked = facts::walk(container.init_pid)?;
@@ -97,18 +150,20 @@ pub fn look(manager: Manager, name: &str, mounts: &Mounts, allow: &[String]) -> 
     }
     let question = Question {
         image_bytes: found.image_bytes,
-        attach: topology.attach(),
+        attach: [topology.attach(), mapped].concat(),
         container,
         network,
         facts,
         memory_bytes,
         file_bytes,
+        behind: here.behind,
     };
     Ok(Look {
         question,
         rows,
         objections,
         warnings,
+        against: here.against,
     })
 }
 

@@ -31,9 +31,10 @@ fn point(link: &Link, netns: &Path) -> Option<Point> {
             name: host_name.clone(),
             orientation: Orientation::HostSide,
         }),
-        LinkKind::Macvlan { .. } | LinkKind::Ipvlan { .. } | LinkKind::Other(_) => {
-            Some(inside(Orientation::Inside))
-        }
+        LinkKind::Macvlan { .. }
+        | LinkKind::Ipvlan { .. }
+        | LinkKind::Physical
+        | LinkKind::Other(_) => Some(inside(Orientation::Inside)),
         LinkKind::Dummy => None,
     }
 }

@@ -131,7 +131,8 @@ fn ends(message: Message, address: &Address) -> Message {
         .ip(IFA_ADDRESS, address.peer.unwrap_or(own))
 }
 
-fn add(nl: &mut Netlink, index: u32, address: &Address) -> Result<(), netlink::Error> {
+/// Adds one to the link `index`, whatever link it names.
+pub(super) fn add(nl: &mut Netlink, index: u32, address: &Address) -> Result<(), netlink::Error> {
     let mut lifetimes = [0; 16];
     lifetimes[..4].copy_from_slice(
         &address
@@ -158,7 +159,12 @@ fn add(nl: &mut Netlink, index: u32, address: &Address) -> Result<(), netlink::E
     )
 }
 
-fn delete(nl: &mut Netlink, index: u32, address: &Address) -> Result<(), netlink::Error> {
+/// Removes one from the link `index`. One that is not there is no error.
+pub(super) fn delete(
+    nl: &mut Netlink,
+    index: u32,
+    address: &Address,
+) -> Result<(), netlink::Error> {
     match nl.request(libc::RTM_DELADDR, 0, ends(header(index, address), address)) {
         // A secondary went with its primary.
         Err(e) if e.errno() == Some(libc::EADDRNOTAVAIL) => Ok(()),

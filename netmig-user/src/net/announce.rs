@@ -1,18 +1,21 @@
 //! Telling the segment where the container is now: its neighbours by ARP and neighbour advertisement, bridges by any frame, switches that
 //! listen to membership reports by those.
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
     thread,
     time::{Duration, Instant},
 };
 
-use netmig_core::image::v1::net::{Mac, Network};
+use netmig_core::image::v1::net::{self, Mac, Network};
 
 use super::{
     Doing, Error, Link, LinkKind,
     frame::{announcements, membership, rarp},
+    link,
     membership::groups,
+    open,
     packet::PacketSocket,
     sysctl,
 };
@@ -36,10 +39,20 @@ pub struct Announced {
     pub failed: Vec<String>,
 }
 
-/// Announces every address of `network` on its link, in rounds with growing gaps until `heard` says that packets arrive, or `limit`.
+/// An address of the host itself that is announced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// The host's device.
+    pub device: String,
+    /// The address.
+    pub address: IpAddr,
+}
+
+/// Announces every address of `network` on its link, and each of `own` on its device of the calling thread's namespace, in rounds with growing
+/// gaps until `heard` says that packets arrive, or `limit`.
 ///
 /// The frames leave the container's own end of each link, in the namespace `netns`, and pass its gate, which must be open: so the bridge
-/// learns the MAC on the right port, and everything behind it the same way.
+/// learns the MAC on the right port, and everything behind it the same way. Those of a bridge, a bond or a VLAN leave that, and with its tag.
 ///
 /// # Errors
 /// If the namespace cannot be entered. A link that is gone or down is in [`Announced::failed`]: by now the container lives here.
@@ -47,14 +60,14 @@ pub fn announce(
     netns: &Path,
     links: &[Link],
     network: &Network,
+    own: &[Own],
     limit: Duration,
     heard: &mut dyn FnMut() -> bool,
 ) -> Result<Announced, Error> {
     let mut done = Announced::default();
     let opened = within(netns, || {
-        let ours = links
-            .iter()
-            .filter(|l| matches!(l.kind, LinkKind::Veth { .. } | LinkKind::Macvlan { .. }));
+        let reaching = reaching(network, links);
+        let ours = links.iter().filter(|l| reaching.contains(l.name.as_str()));
         let up = ours.filter(|l| network.link(&l.name).is_some_and(|l| l.is_up()));
         Ok::<_, Error>(
             up.filter_map(|l| Some(Line::open(l, l.mac?, network)))
@@ -62,7 +75,7 @@ pub fn announce(
         )
     })?;
     let mut lines = Vec::new();
-    for line in opened {
+    for line in opened.into_iter().chain(own.iter().map(Line::of_host)) {
         match line {
             Ok(line) => lines.push(line),
             Err(e) => done.failed.push(e.to_string()),
@@ -72,6 +85,45 @@ pub fn announce(
     // Who announces need not wait until the sockets are closed.
     thread::spawn(move || drop(lines));
     Ok(done)
+}
+
+/// Names of the links through which the namespace is on a segment outside: those that hang on the host, and the bridges, bonds and VLANs
+/// that send through one of them.
+fn reaching<'a>(network: &'a Network, links: &'a [Link]) -> BTreeSet<&'a str> {
+    let outer = |l: &&Link| {
+        matches!(
+            l.kind,
+            LinkKind::Veth { .. }
+                | LinkKind::Macvlan { .. }
+                | LinkKind::Ipvlan { .. }
+                | LinkKind::Physical
+        )
+    };
+    let mut found: BTreeSet<_> = links
+        .iter()
+        .filter(outer)
+        .map(|l| l.name.as_str())
+        .collect();
+    loop {
+        let sends_through = |link: &&net::Link| match &link.kind {
+            net::LinkKind::Virtual { kind, parent, .. } => match (kind.as_str(), parent) {
+                ("vlan", Some(parent)) => found.contains(parent.as_str()),
+                ("bridge" | "bond", _) => network.links.iter().any(|port| {
+                    port.master.as_ref() == Some(&link.name) && found.contains(port.name.as_str())
+                }),
+                _ => false,
+            },
+            _ => false,
+        };
+        let more: Vec<_> = (network.links.iter().filter(sends_through))
+            .map(|l| l.name.as_str())
+            .filter(|name| !found.contains(name))
+            .collect();
+        if more.is_empty() {
+            return found;
+        }
+        found.extend(more);
+    }
 }
 
 fn rounds(
@@ -109,6 +161,15 @@ fn rounds(
     }
 }
 
+/// Announces each of `own` once on its device of the calling thread's namespace. What failed, in words.
+pub fn announce_own(own: &[Own]) -> Vec<String> {
+    let said = own
+        .iter()
+        .map(|own| Line::of_host(own).and_then(|line| line.send().map(drop)));
+    said.filter_map(|said| said.err().map(|e| e.to_string()))
+        .collect()
+}
+
 /// A link and what is said on it.
 struct Line {
     name: String,
@@ -143,6 +204,25 @@ impl Line {
             name: link.name.clone(),
             socket,
             frames,
+        })
+    }
+
+    /// An address of the host: its device has told where it is already.
+    fn of_host(own: &Own) -> Result<Self, Error> {
+        let Own { device, address } = own;
+        let found = link::find(&mut open()?, device)?;
+        let Some((index, mac)) = found.and_then(|seen| Some((seen.index, seen.mac?))) else {
+            return Err(Error::Refused(vec![format!(
+                "there is no Ethernet device {device} to announce {address} on"
+            )]));
+        };
+        let socket =
+            PacketSocket::sender(index).doing(|| format!("opening a packet socket on {device}"))?;
+        let router = sysctl::read(&format!("ipv6/conf/{device}/forwarding"))?;
+        Ok(Self {
+            name: device.clone(),
+            socket,
+            frames: announcements(mac, *address, router.is_some_and(|value| value != "0")),
         })
     }
 

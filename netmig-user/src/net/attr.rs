@@ -47,6 +47,22 @@ impl<'a> Iterator for Attrs<'a> {
     }
 }
 
+/// As [`Attrs`], each as its number, the flags of the number (some parsers ask for NLA_F_NESTED) and its content.
+pub struct Raw<'a>(pub &'a [u8]);
+
+impl<'a> Iterator for Raw<'a> {
+    type Item = Result<(u16, u16, &'a [u8]), Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let before = self.0;
+        let mut attrs = Attrs(before);
+        let attr = attrs.next()?;
+        self.0 = attrs.0;
+        let flags = |before| u16_at(before, 2) & !NLA_TYPE_MASK;
+        Some(attr.map(|attr| (attr.kind, flags(before), attr.value)))
+    }
+}
+
 impl<'a> Attr<'a> {
     fn fixed<const N: usize>(&self) -> Result<[u8; N], Error> {
         self.value.try_into().map_err(|_| {

@@ -8,9 +8,10 @@ use netmig_core::{
 };
 
 use super::{
-    Error, filter, hostfilter,
+    Error, addr, filter,
+    hostfilter::{self, Passed},
     link::{self, Seen},
-    namespace, nexthop, open, qdisc, topology,
+    namespace, nexthop, open, physical, qdisc, shared, sysctl, topology,
     uapi::{IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING},
 };
 use crate::sys::netns::within;
@@ -42,6 +43,7 @@ pub fn objections(
     } else {
         None
     };
+    let mut passed = Passed::default();
     for wanted in &network.links {
         if !valid(wanted) {
             found.objections.push(format!(
@@ -54,7 +56,7 @@ pub fn objections(
         if let Some(inside) = &inside {
             in_use(netns, wanted, inside, &mut found);
         }
-        if !matches!(wanted.kind, LinkKind::Veth | LinkKind::Macvlan { .. }) {
+        if !wanted.kind.lies_outside() && !wanted.kind.is_physical() {
             continue;
         }
         let Some(parent) = attach
@@ -62,6 +64,13 @@ pub fn objections(
             .find(|a| a.link == wanted.name)
             .map(|a| &a.parent)
         else {
+            if wanted.kind == LinkKind::Physical {
+                found.objections.push(format!(
+                    "link {} is a physical device, which cannot be made here: --map-link {}=DEVICE names the one of this host that takes its place",
+                    wanted.name, wanted.name
+                ));
+                continue;
+            }
             found.objections.push(format!("link {}: it is not said what it is attached to here; name a bridge or parent device", wanted.name));
             continue;
         };
@@ -70,13 +79,21 @@ pub fn objections(
             .find(|h| h.name == *parent || h.altnames.contains(parent))
         {
             None => found.objections.push(missing(wanted, parent)),
-            Some(parent) => on_parent(wanted, parent, &host, tag, &mut found),
+            Some(device) if wanted.kind == LinkKind::Physical => {
+                let (own, _) = addr::dump(&mut open()?, &link::names(&host))?;
+                let against = physical::objections(wanted, device, &host, &own);
+                found.objections.extend(against);
+            }
+            Some(parent) => {
+                on_parent(wanted, parent, &host, tag, &mut found);
+                found.objections.extend(shared::objections(wanted, parent)?);
+                passed.add(parent, &host);
+            }
         }
     }
     dangling(network, &mut found);
-    if network.links.iter().any(|l| l.kind == LinkKind::Veth) {
-        found.warnings.extend(hostfilter::concerns()?);
-    }
+    found.warnings.extend(hostfilter::concerns(&passed)?);
+    found.warnings.extend(sysctl::lacking(&network.sysctls)?);
     if found.objections.is_empty() {
         let against = filter::rehearse(&network.filters, &network.links)?;
         if network.filters.partial {
@@ -99,12 +116,22 @@ fn valid(wanted: &Link) -> bool {
     valid && (wanted.kind == LinkKind::Loopback) == (name == "lo")
 }
 
-fn kind(wanted: &Link, found: &mut Found) {
-    let unknown = match &wanted.kind {
+/// Leaves out the links of kinds that cannot be made on any host, and what needs a link that is not there: each in words.
+pub fn leave_out(network: &mut Network) -> Vec<String> {
+    network.leave_out(|link| {
+        unknown(link).then(|| format!("it is a {} device, which cannot be made here", link.kind))
+    })
+}
+
+fn unknown(wanted: &Link) -> bool {
+    match &wanted.kind {
         LinkKind::Virtual { kind, .. } => !link::is_virtual(kind),
-        LinkKind::Ipvlan { .. } | LinkKind::Other(_) => true,
+        LinkKind::Other(_) => true,
         _ => false,
-    };
+    }
+}
+
+fn kind(wanted: &Link, found: &mut Found) {
     if matches!(&wanted.kind, LinkKind::Virtual { kind, .. } if kind == "tun")
         && !link::tun::possible()
     {
@@ -114,7 +141,7 @@ fn kind(wanted: &Link, found: &mut Found) {
             link::tun::DEVICE
         ));
     }
-    if unknown {
+    if unknown(wanted) {
         found.objections.push(format!(
             "link {} is a {} device, which cannot be made here; remove it from the container",
             wanted.name, wanted.kind
@@ -139,6 +166,10 @@ fn missing(wanted: &Link, parent: &str) -> String {
             "link {}: there is no bridge {parent} here; make it (ip link add {parent} type bridge; ip link set {parent} up) with a port on \
              the container's segment, or attach the link to another bridge",
             wanted.name,
+        ),
+        LinkKind::Physical => format!(
+            "link {}: there is no device {parent} here (in this host's own network namespace); map the link to another one",
+            wanted.name
         ),
         _ => format!(
             "link {}: there is no parent device {parent} here; attach the link to another one",
@@ -186,7 +217,7 @@ fn on_parent(wanted: &Link, parent: &Seen, host: &[Seen], tag: MoveId, found: &m
             wanted.mtu, parent.mtu, wanted.mtu,
         ));
     }
-    if let Some(mac) = wanted.mac
+    if let Some(mac) = wanted.mac.filter(|_| !wanted.kind.has_hosts_mac())
         && let Some(other) = host.iter().find(|h| h.mac == Some(mac))
     {
         found.objections.push(format!(
@@ -240,6 +271,16 @@ fn dangling(network: &Network, found: &mut Found) {
     for neighbour in &network.neighbours {
         if let Some(link) = &neighbour.link {
             need(format!("neighbour {}", neighbour.address), link);
+        }
+    }
+    for neighbour in &network.learnt {
+        if let Some(link) = &neighbour.link {
+            need(format!("learnt neighbour {}", neighbour.address), link);
+        }
+    }
+    for entry in &network.forwarding {
+        for link in [&entry.link].into_iter().chain(&entry.via) {
+            need(format!("forwarding entry {}", entry.mac), link);
         }
     }
     let ids = nexthop::ids(&network.nexthops);

@@ -1,7 +1,7 @@
 //! What is different between two networks, object by object.
 use std::fmt;
 
-use netmig_core::image::v1::net::Network;
+use netmig_core::image::v1::{filter::Filters, net::Network};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
@@ -97,6 +97,13 @@ pub fn diff(
             (format!("{} on {link}", n.address), false)
         },
     )?;
+    list(
+        &mut all,
+        "forwarding",
+        &before.forwarding,
+        &after.forwarding,
+        |f| (format!("{} on {}", f.mac, f.link), false),
+    )?;
     list(&mut all, "sysctls", &before.sysctls, &after.sysctls, |s| {
         (format!("net/{}", s.path), true)
     })?;
@@ -113,6 +120,14 @@ pub fn diff(
     list(&mut all, "xtables", &old.xtables, &new.xtables, |t| {
         (format!("{} {}", t.program, t.name), true)
     })?;
+    let arptables = |filters: &Filters| filters.arptables.iter().cloned().collect::<Vec<_>>();
+    list(
+        &mut all,
+        "arptables",
+        &arptables(old),
+        &arptables(new),
+        |t| (t.to_string(), true),
+    )?;
     list(&mut all, "lost", &old.lost, &new.lost, |text| {
         (text.clone(), false)
     })?;

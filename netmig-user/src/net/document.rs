@@ -3,7 +3,10 @@ use std::{path::Path, time::Duration};
 
 use netmig_core::{
     id::MoveId,
-    image::v1::{conntrack::Connection, net::Network},
+    image::v1::{
+        conntrack::{Connection, Expectation},
+        net::{LinkKind, Network},
+    },
     proto::Attach,
 };
 use schemars::JsonSchema;
@@ -13,6 +16,7 @@ use super::{
     Created, Error, announce,
     conntrack::{self, Present},
     create::create_timed,
+    link::wireguard,
     snapshot::{snapshot_timed, tracked},
     times::Times,
     topology,
@@ -36,6 +40,9 @@ pub struct Document {
     /// Connections that the namespace tracks, if they were asked for.
     #[serde(default)]
     pub connections: Vec<Connection>,
+    /// Connections that helpers have seen announced inside of those.
+    #[serde(default)]
+    pub expected: Vec<Expectation>,
 }
 
 /// Why a document cannot be used.
@@ -76,17 +83,32 @@ impl Document {
                 })
             })
             .collect();
-        let (network, connections) = if connections {
+        let (network, connections, expected) = if connections {
             tracked(netns, times)?
         } else {
-            (snapshot_timed(netns, times)?, Vec::new())
+            (snapshot_timed(netns, times)?, Vec::new(), Vec::new())
         };
         Ok(Self {
             schema: SCHEMA.to_owned(),
             attach,
             network,
             connections,
+            expected,
         })
+    }
+
+    /// Takes the keys of WireGuard devices out, for who writes it down. Names each device that had any.
+    pub fn without_keys(&mut self) -> Vec<String> {
+        let mut had = Vec::new();
+        for link in &mut self.network.links {
+            if let LinkKind::Virtual { kind, settings, .. } = &mut link.kind
+                && kind == wireguard::KIND
+                && wireguard::without_keys(settings)
+            {
+                had.push(link.name.clone());
+            }
+        }
+        had
     }
 
     /// Parses one; `name` says where it came from, for the error.
@@ -128,7 +150,9 @@ impl Document {
         let mut created = create_timed(netns, &self.network, &attach, tag, &mut |_| Ok(()), times)?;
         let failed = times.part("connections", || {
             within(netns, || {
-                conntrack::insert(&self.connections, Present::Replace)
+                let mut failed = conntrack::insert(&self.connections, Present::Replace)?;
+                failed.extend(conntrack::expect(&self.expected)?);
+                Ok::<_, Error>(failed)
             })
         })?;
         created.warnings.extend(failed);
@@ -143,7 +167,7 @@ impl Document {
         let once = Duration::ZERO;
         let (netns, links) = (&created.netns, &created.links);
         let told = times.part("announcement", || {
-            announce(netns, links, &self.network, once, &mut || false)
+            announce(netns, links, &self.network, &[], once, &mut || false)
         })?;
         Ok(told.failed)
     }

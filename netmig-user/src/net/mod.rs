@@ -1,12 +1,13 @@
 //! The container's network: snapshot, creation behind a closed gate, announcement, removal.
 //!
-//! One file a kind of object, reading and writing side by side ([`link`], [`addr`], [`nexthop`], [`route`], [`rule`], [`neigh`], [`sysctl`], [`qdisc`]), over one
+//! One file a kind of object, reading and writing side by side ([`link`], [`addr`], [`nexthop`], [`route`], [`rule`], [`neigh`], [`bridging`], [`sysctl`], [`qdisc`]), over one
 //! small netlink socket ([`netlink`]); packet filters ([`filter`]) by their own tools. What is not the container's own but the host's (bridges, parents, uplinks) is in [`mod@topology`].
 //!
 //! The order of [`create()`] is what keeps the segment silent: links are made down, the caller attaches the gate, only then do they come up.
 pub mod addr;
 pub mod announce;
 pub mod attr;
+pub mod bridging;
 pub mod check;
 pub mod conntrack;
 pub mod create;
@@ -22,11 +23,14 @@ pub mod neigh;
 pub mod netlink;
 pub mod nexthop;
 pub mod packet;
+pub mod physical;
 pub mod probe;
 pub mod qdisc;
 pub mod remove;
 pub mod route;
 pub mod rule;
+pub mod service;
+mod shared;
 pub mod snapshot;
 mod stand_in;
 pub mod stray;
@@ -38,7 +42,7 @@ mod txqueue;
 mod uapi;
 
 pub use addr::own as own_addresses;
-pub use announce::{Announced, announce};
+pub use announce::{Announced, announce, announce_own};
 pub use check::objections;
 pub use create::{Created, create, intent};
 pub use neigh::forget_unresolved;

@@ -3,15 +3,20 @@ use std::io;
 
 use netlink_sys::{
     Socket, SocketAddr,
-    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+    protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE},
 };
 
 use super::attr::{Attrs, Message, align, u16_at, u32_at};
 
 const HEADER: usize = 16;
 const NLMSGERR_ATTR_MSG: u16 = 1;
+const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
+const NFNL_MSG_BATCH_END: u16 = 0x11;
 /// A dump that changes under the reader is read again this often.
 const DUMP_TRIES: usize = 16;
+/// More than the kernel puts into one datagram: 32 KiB of a dump (netlink_recvmsg()), or one message, the longest of which is that of a
+/// device with all its virtual functions (rtnl_calcit()). A dump comes in pieces as large as the reader has shown to take.
+const DATAGRAM: usize = 1 << 20;
 
 /// What the kernel, or its answer, had against a request.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +52,7 @@ impl Error {
 pub struct Netlink {
     socket: Socket,
     seq: u32,
+    datagram: Vec<u8>,
 }
 
 /// One message of an answer.
@@ -81,6 +87,11 @@ impl Netlink {
         Self::of(NETLINK_NETFILTER)
     }
 
+    /// Opens one for protocols that have a name.
+    pub fn generic() -> Result<Self, Error> {
+        Self::of(NETLINK_GENERIC)
+    }
+
     fn of(protocol: isize) -> Result<Self, Error> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
@@ -88,7 +99,11 @@ impl Netlink {
         socket.set_ext_ack(true)?;
         // A kernel without strict checking (before 4.20) ignores the filters of a dump, and the readers filter again.
         socket.set_netlink_get_strict_chk(true)?;
-        Ok(Self { socket, seq: 0 })
+        Ok(Self {
+            socket,
+            seq: 0,
+            datagram: Vec::with_capacity(DATAGRAM),
+        })
     }
 
     /// A request that the kernel only acknowledges. `flags` are NLM_F_CREATE and the like.
@@ -126,19 +141,30 @@ impl Netlink {
         )))
     }
 
+    /// Requests of one subsystem of nfnetlink that are done together or not at all (nfnetlink_rcv_batch()): kind, flags and body of each.
+    pub fn batch(&mut self, subsystem: u16, requests: &[(u16, i32, Message)]) -> Result<(), Error> {
+        let Some(last) = requests.len().checked_sub(1) else {
+            return Ok(());
+        };
+        self.seq = self.seq.wrapping_add(1);
+        let [high, low] = subsystem.to_be_bytes();
+        // struct nfgenmsg: the subsystem is in the place of a resource's id.
+        let edge = [0, 0, high, low];
+        let mut all = message(NFNL_MSG_BATCH_BEGIN, 0, self.seq, &edge)?;
+        for (n, (kind, flags, body)) in requests.iter().enumerate() {
+            // One acknowledgement is for all: whichever is refused says so before.
+            let flags = flags | if n == last { libc::NLM_F_ACK } else { 0 };
+            all.extend(message(*kind, flags, self.seq, body.as_bytes())?);
+        }
+        all.extend(message(NFNL_MSG_BATCH_END, 0, self.seq, &edge)?);
+        self.socket.send(&all, 0)?;
+        self.answers(self.seq, |_| Ok(())).map(|_| ())
+    }
+
     fn send(&mut self, kind: u16, flags: i32, body: &[u8]) -> Result<u32, Error> {
         self.seq = self.seq.wrapping_add(1);
-        let length = u32::try_from(HEADER + body.len())
-            .map_err(|_| Error::Malformed("request too long".into()))?;
-        let mut message = Vec::with_capacity(HEADER + body.len());
-        message.extend(length.to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        // The flags fit: they are those of a 16-bit field.
-        message.extend(((flags | libc::NLM_F_REQUEST) as u16).to_ne_bytes());
-        message.extend(self.seq.to_ne_bytes());
-        message.extend(0u32.to_ne_bytes());
-        message.extend(body);
-        self.socket.send(&message, 0)?;
+        self.socket
+            .send(&message(kind, flags, self.seq, body)?, 0)?;
         Ok(self.seq)
     }
 
@@ -150,8 +176,12 @@ impl Netlink {
     ) -> Result<bool, Error> {
         let mut interrupted = false;
         loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
-            let mut rest = &datagram[..];
+            self.datagram.clear();
+            let length = self.socket.recv(&mut self.datagram, libc::MSG_TRUNC)?;
+            if length > self.datagram.len() {
+                return Err(Error::Malformed(format!("a datagram of {length} bytes")));
+            }
+            let mut rest = &self.datagram[..];
             while let Some((header, _)) = rest.split_first_chunk::<HEADER>() {
                 let length = u32_at(header, 0) as usize;
                 if length < HEADER || length > rest.len() {
@@ -190,6 +220,22 @@ impl Netlink {
             }
         }
     }
+}
+
+/// A request with its header, up to where the next one could begin.
+fn message(kind: u16, flags: i32, seq: u32, body: &[u8]) -> Result<Vec<u8>, Error> {
+    let length = u32::try_from(HEADER + body.len())
+        .map_err(|_| Error::Malformed("request too long".into()))?;
+    let mut message = Vec::with_capacity(align(HEADER + body.len()));
+    message.extend(length.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    // The flags fit: they are those of a 16-bit field.
+    message.extend(((flags | libc::NLM_F_REQUEST) as u16).to_ne_bytes());
+    message.extend(seq.to_ne_bytes());
+    message.extend(0u32.to_ne_bytes());
+    message.extend(body);
+    message.resize(align(message.len()), 0);
+    Ok(message)
 }
 
 fn refusal(flags: u16, body: &[u8]) -> Result<(), Error> {

@@ -137,7 +137,8 @@ pub fn segment(answers: &[Clash], link: &str, network: &Network) -> Segment {
     Segment { seen, unseen }
 }
 
-fn ask(
+/// Asks on the device of that index, whose MAC is `mac`, who has the addresses `wanted`, and tells each answer within `limit`.
+pub(super) fn ask(
     ifindex: u32,
     mac: Mac,
     wanted: &[IpAddr],

@@ -1,5 +1,5 @@
 //! Removal: of what [`super::create()`] made, and at the source of what the container leaves behind. Goes on after an error and reports all.
-use std::path::Path;
+use std::{os::fd::AsRawFd, path::Path};
 
 use netmig_core::{
     id::MoveId,
@@ -8,12 +8,14 @@ use netmig_core::{
 
 use super::{
     Created, Doing, Error, Link, addr,
-    create::HostEnd,
+    create::{HostEnd, Made},
     filter,
     link::{self, Seen},
     namespace, neigh,
     netlink::Netlink,
-    open, qdisc, route, rule, sysctl, topology,
+    open,
+    physical::{self, Taken},
+    qdisc, route, rule, sysctl, topology,
 };
 use crate::sys::netns::within;
 
@@ -22,10 +24,13 @@ pub fn remove(created: &Created) -> Vec<Error> {
     let mut left = Vec::new();
     note(&mut left, remove_host_ends(created));
     match namespace::exists(&created.netns) {
-        Ok(true) => note(
-            &mut left,
-            within(&created.netns, || Ok::<_, Error>(empty(created))),
-        ),
+        Ok(true) => {
+            note(&mut left, give_back(created));
+            note(
+                &mut left,
+                within(&created.netns, || Ok::<_, Error>(empty(created))),
+            );
+        }
         Ok(false) => {}
         Err(e) => left.push(e),
     }
@@ -46,6 +51,7 @@ pub fn depart(netns: &Path, links: &[Link], network: &Network, netns_is_ours: bo
         false
     });
     if there {
+        note(&mut left, give_home(netns, links));
         note(
             &mut left,
             within(netns, || Ok::<_, Error>(delete_inside(links))),
@@ -101,6 +107,49 @@ fn note(left: &mut Vec<Error>, step: Result<Vec<Error>, Error>) {
         Ok(errors) => left.extend(errors),
         Err(e) => left.push(e),
     }
+}
+
+/// The devices that were taken from this host.
+fn give_back(created: &Created) -> Result<Vec<Error>, Error> {
+    let mut nl = open()?;
+    let mut taken = Vec::new();
+    for made in &created.made {
+        // One that is still here was never taken.
+        if let Some(was) = &made.taken
+            && link::find(&mut nl, &was.name)?.is_none()
+        {
+            taken.push((made, was));
+        }
+    }
+    if taken.is_empty() {
+        return Ok(Vec::new());
+    }
+    let host = namespace::own()?;
+    let mut left = within(&created.netns, || {
+        let back = |(made, was): &(&Made, &Taken)| {
+            physical::give_back(&made.link, host.as_raw_fd(), was).err()
+        };
+        Ok::<_, Error>(taken.iter().filter_map(back).collect::<Vec<_>>())
+    })?;
+    left.extend(
+        taken
+            .iter()
+            .filter_map(|(_, was)| physical::settle(was).err()),
+    );
+    Ok(left)
+}
+
+/// The physical devices among the links of a container that lives elsewhere.
+fn give_home(netns: &Path, links: &[Link]) -> Result<Vec<Error>, Error> {
+    let physical = |l: &&Link| l.kind == topology::LinkKind::Physical;
+    if !links.iter().any(|l| physical(&l)) {
+        return Ok(Vec::new());
+    }
+    let host = namespace::own()?;
+    within(netns, || {
+        let back = |l: &Link| physical::depart(&l.name, host.as_raw_fd()).err();
+        Ok(links.iter().filter(physical).filter_map(back).collect())
+    })
 }
 
 fn remove_host_ends(created: &Created) -> Result<Vec<Error>, Error> {

@@ -155,7 +155,8 @@ fn same(a: &Route, b: &Route) -> bool {
         expires: None,
         ..r.clone()
     };
-    lasting(a) == lasting(b)
+    // Most differ in that already, and nothing is copied for it.
+    key(a) == key(b) && lasting(a) == lasting(b)
 }
 
 /// Of several routes to one destination with one metric the first counts, and each link adds its own when it comes up: those that stand

@@ -2,12 +2,12 @@
 use std::path::Path;
 
 use netmig_core::image::v1::{
-    conntrack::Connection,
+    conntrack::{Connection, Expectation},
     net::{LinkKind, Network},
 };
 
 use super::{
-    Error, addr, conntrack,
+    Error, addr, bridging,
     filter::{self, Filters},
     link, neigh, nexthop, open, qdisc, route, rule, sysctl,
     times::Times,
@@ -32,10 +32,10 @@ pub(super) fn snapshot_timed(netns: &Path, times: &mut Times) -> Result<Network,
 pub(super) fn tracked(
     netns: &Path,
     times: &mut Times,
-) -> Result<(Network, Vec<Connection>), Error> {
+) -> Result<(Network, Vec<Connection>, Vec<Expectation>), Error> {
     let network = within(netns, || unfiltered(times))?;
-    let (filters, connections) = traffic::of(netns, times)?;
-    Ok((Network { filters, ..network }, connections))
+    let (filters, connections, expected) = traffic::of(netns, times)?;
+    Ok((Network { filters, ..network }, connections, expected))
 }
 
 /// Reads the network of the calling thread's namespace.
@@ -62,7 +62,13 @@ fn unfiltered(times: &mut Times) -> Result<Network, Error> {
     let (rules, lost) = times.part("rules", || rule::dump(&mut nl))?;
     not_carried.extend(lost);
     let neighbours = times.part("neighbours", || neigh::dump(&mut nl, &names))?;
-    let links: Vec<_> = seen.iter().map(|l| l.image(&names)).collect();
+    let learnt = times.part("neighbours", || neigh::learnt(&mut nl, &names))?;
+    let mut links: Vec<_> = seen.iter().map(|l| l.image(&names)).collect();
+    times.part("links", || {
+        bridging::vlans(&mut nl, &names, &mut links)?;
+        link::wireguard::read(&mut links, &seen)
+    })?;
+    let forwarding = times.part("forwarding", || bridging::dump(&mut nl, &seen, &names))?;
     for strange in links
         .iter()
         .filter(|l| matches!(l.kind, LinkKind::Other(_)))
@@ -74,8 +80,8 @@ fn unfiltered(times: &mut Times) -> Result<Network, Error> {
     }
     let (shaping, lost) = times.part("shaping", || qdisc::dump(&mut nl, &names))?;
     not_carried.extend(lost);
-    not_carried.extend(times.part("expectations", conntrack::expected)?);
-    let sysctls = times.part("sysctls", sysctl::carried)?;
+    let mut sysctls = times.part("sysctls", sysctl::carried)?;
+    sysctl::cap(&mut sysctls, &links);
     Ok(Network {
         links,
         addresses,
@@ -83,6 +89,8 @@ fn unfiltered(times: &mut Times) -> Result<Network, Error> {
         routes,
         rules,
         neighbours,
+        forwarding,
+        learnt,
         sysctls,
         shaping,
         filters: Filters::default(),

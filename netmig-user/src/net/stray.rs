@@ -134,7 +134,7 @@ fn others(host_end: &str) -> Result<String, Error> {
 }
 
 /// What the counters of a table in nft's JSON have counted together.
-fn packets(listed: &str) -> Result<u64, Error> {
+pub(super) fn packets(listed: &str) -> Result<u64, Error> {
     let document: Value = serde_json::from_str(listed).map_err(|e| Error::Tool {
         what: WHAT.to_owned(),
         said: format!("nft: {e}"),

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use netmig_core::image::v1::net::Sysctl;
+use netmig_core::image::v1::net::{Link, Sysctl};
 
 use super::{Doing, Error, namespace};
 
@@ -65,6 +65,88 @@ fn select(here: &BTreeMap<String, String>, fresh: &BTreeMap<String, String>) -> 
         })
     };
     here.iter().filter_map(row).collect()
+}
+
+/// What of `sysctls` this host's kernel does not have, and what it has besides where all of them travel (`conf/all`), in words: each that the
+/// container has set, and in one line each those that are as in a fresh namespace, whose absence or presence is the kernel's matter.
+///
+/// # Errors
+/// If a scratch namespace cannot be made or read.
+pub fn lacking(sysctls: &[Sysctl]) -> Result<Vec<String>, Error> {
+    if sysctls.is_empty() {
+        return Ok(Vec::new());
+    }
+    let here = namespace::scratch(read_all)?;
+    Ok(one_sided(sysctls, &here))
+}
+
+fn one_sided(sysctls: &[Sysctl], here: &BTreeMap<String, String>) -> Vec<String> {
+    // Those of a link are known by those of `lo`, which every namespace has.
+    let general = |path: &str| match place(path) {
+        Place::Link(_) => sibling(path, "lo"),
+        _ => path.to_owned(),
+    };
+    let is_here = |path: &str| {
+        // Not among those that can be listed: it is there, and nothing is set (stable_secret).
+        here.contains_key(path) || path.ends_with("/stable_secret")
+    };
+    let mut found = Vec::new();
+    let mut defaults = BTreeSet::new();
+    for sysctl in sysctls.iter().filter(|s| !is_here(&general(&s.path))) {
+        if sysctl.inherited {
+            defaults.insert(general(&sysctl.path));
+        } else {
+            found.push(absent(&sysctl.path, &sysctl.value));
+        }
+    }
+    let listed = |paths: BTreeSet<String>| {
+        let paths: Vec<_> = paths
+            .into_iter()
+            .map(|path| format!("net/{path}"))
+            .collect();
+        paths.join(", ")
+    };
+    if !defaults.is_empty() {
+        found.push(format!(
+            "sysctls that the source's kernel has and this one lacks, each at its default there: {}",
+            listed(defaults)
+        ));
+    }
+    let travels: BTreeSet<_> = sysctls.iter().map(|s| s.path.as_str()).collect();
+    let others: BTreeSet<_> = here
+        .keys()
+        .filter(|path| place(path) == Place::All && !travels.contains(path.as_str()))
+        .cloned()
+        .collect();
+    if !others.is_empty() && travels.iter().any(|path| place(path) == Place::All) {
+        found.push(format!(
+            "sysctls that this kernel has and the source's lacks, at their defaults: {}",
+            listed(others)
+        ));
+    }
+    found
+}
+
+fn absent(path: &str, value: &str) -> String {
+    format!(
+        "sysctl net/{path} cannot be {value:?} on this host: it, or what it names, does not exist"
+    )
+}
+
+/// Lowers the IPv6 MTU of each link to its MTU. A link that is down may show more (addrconf_notify() follows those alone that are up); that is
+/// never used, and never taken (addrconf_sysctl_mtu()).
+pub fn cap(sysctls: &mut [Sysctl], links: &[Link]) {
+    for sysctl in sysctls {
+        let Place::Link(name) = place(&sysctl.path) else {
+            continue;
+        };
+        let mtu = links.iter().find(|l| l.name == name).map(|l| l.mtu);
+        if sysctl.path == format!("ipv6/conf/{name}/mtu")
+            && let (Some(mtu), Ok(shown)) = (mtu, sysctl.value.parse::<u32>())
+        {
+            sysctl.value = shown.min(mtu).to_string();
+        }
+    }
 }
 
 /// Sets what holds for the whole namespace and for links to come. `all` first: it changes every link and the default.
@@ -130,9 +212,7 @@ fn write_all<'a>(sysctls: impl Iterator<Item = &'a Sysctl>) -> Result<Vec<String
             None if *inherited => {}
             _ => match write(path, value) {
                 Ok(true) => {}
-                Ok(false) => missing.push(format!(
-                    "sysctl net/{path} cannot be {value:?} on this host: it, or what it names, does not exist"
-                )),
+                Ok(false) => missing.push(absent(path, value)),
                 // Another kernel may allow less of what is not the container's own wish.
                 Err(e) if *inherited => missing.push(e.to_string()),
                 Err(e) => return Err(e),
@@ -268,6 +348,42 @@ mod tests {
         assert_eq!(place("ipv6/conf/eth0.5/mtu"), Place::Link("eth0.5"));
         assert_eq!(place("ipv4/tcp_rmem"), Place::Whole);
         assert_eq!(sibling("ipv6/conf/eth0.5/mtu", "all"), "ipv6/conf/all/mtu");
+    }
+
+    #[test]
+    fn what_one_end_alone_has_is_named() {
+        let here = map(&[
+            ("ipv4/conf/all/a", "0"),
+            ("ipv4/conf/all/new", "0"),
+            ("ipv4/conf/lo/a", "0"),
+            ("ipv4/conf/lo/new", "0"),
+            ("ipv4/tcp_sack", "1"),
+            ("ipv4/tcp_new", "1"),
+        ]);
+        let of = |path: &str, inherited| Sysctl {
+            path: path.into(),
+            value: "7".into(),
+            inherited,
+        };
+        let same = [of("ipv4/tcp_sack", false), of("ipv4/conf/eth0/a", false)];
+        assert_eq!(one_sided(&same, &here), [] as [&str; 0]);
+        let all = [
+            of("ipv4/conf/all/a", true),
+            of("ipv4/conf/all/old", true),
+            of("ipv4/conf/eth0/old", true),
+            of("ipv4/conf/eth1/old", true),
+            of("ipv4/conf/eth1/older", false),
+            of("ipv4/tcp_old", false),
+        ];
+        assert_eq!(
+            one_sided(&all, &here),
+            [
+                "sysctl net/ipv4/conf/eth1/older cannot be \"7\" on this host: it, or what it names, does not exist",
+                "sysctl net/ipv4/tcp_old cannot be \"7\" on this host: it, or what it names, does not exist",
+                "sysctls that the source's kernel has and this one lacks, each at its default there: net/ipv4/conf/all/old, net/ipv4/conf/lo/old",
+                "sysctls that this kernel has and the source's lacks, at their defaults: net/ipv4/conf/all/new",
+            ]
+        );
     }
 
     #[test]

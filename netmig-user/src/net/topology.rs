@@ -1,7 +1,8 @@
 //! Where a container's links hang on this host, and whether its addresses can live on another one.
 //!
 //! A container keeps its addresses when its link is bridged to a segment that the other host reaches too. Where this host routes or
-//! translates for it, they mean nothing elsewhere: refused, by name, with the way out. Published ports and namespaces shared with other
+//! translates for it, they mean nothing elsewhere: refused, by name, with the way out; but for a bridge that leads nowhere else, whose host
+//! moves the addresses by which peers know the container ([`super::service`]). Published ports and namespaces shared with other
 //! containers are the runtime's knowledge and judged there.
 use std::{
     collections::{BTreeSet, HashSet},
@@ -15,6 +16,7 @@ use netmig_core::{
     id::MoveId,
     image::v1::net::{self, Mac, Network},
     proto::Attach,
+    service::Subnet,
 };
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +26,7 @@ use super::{
     namespace,
     netlink::Netlink,
     nexthop, open, route, sysctl,
+    uapi::IPVLAN_MODE_L2,
 };
 use crate::sys::netns::within;
 
@@ -63,11 +66,15 @@ pub enum LinkKind {
     Ipvlan {
         /// The parent.
         parent: Option<String>,
+        /// IPVLAN_MODE_*.
+        mode: u16,
     },
     /// A device that leads nowhere outside, by itself.
     Dummy,
     /// Anything else, in words.
     Other(String),
+    /// A physical device: the gate goes onto it, inside.
+    Physical,
 }
 
 impl Link {
@@ -76,8 +83,8 @@ impl Link {
         match &self.kind {
             LinkKind::Veth { parent, .. }
             | LinkKind::Macvlan { parent }
-            | LinkKind::Ipvlan { parent } => parent.as_deref(),
-            LinkKind::Loopback | LinkKind::Dummy | LinkKind::Other(_) => None,
+            | LinkKind::Ipvlan { parent, .. } => parent.as_deref(),
+            LinkKind::Loopback | LinkKind::Dummy | LinkKind::Other(_) | LinkKind::Physical => None,
         }
     }
 
@@ -95,13 +102,42 @@ impl Link {
 pub struct Topology {
     /// By index, `lo` first.
     pub links: Vec<Link>,
+    /// Bridges that lead nowhere but to this host, which is the container's gateway there.
+    pub behind: Vec<Subnet>,
     /// Reasons why its network cannot live on another host, each with the way out.
     pub refusals: Vec<String>,
+    /// Links that cannot be made there, and what they are. The container may go without them.
+    pub unfit: Vec<(String, String)>,
     /// What will be different there, without being a reason.
     pub warnings: Vec<String>,
 }
 
 impl Topology {
+    /// The devices of the target that take the place of physical ones, as the operator has mapped them; what of that does not fit, in words.
+    pub fn mapped(&self, map: &[Attach]) -> (Vec<Attach>, Vec<String>) {
+        let mut against = Vec::new();
+        let physical = |name: &str| {
+            self.links
+                .iter()
+                .any(|l| l.name == name && l.kind == LinkKind::Physical)
+        };
+        for Attach { link, .. } in map.iter().filter(|m| !physical(&m.link)) {
+            against.push(format!(
+                "--map-link {link}: the container has no physical device {link}; leave it out"
+            ));
+        }
+        for link in self.links.iter().filter(|l| l.kind == LinkKind::Physical) {
+            if !map.iter().any(|m| m.link == link.name) {
+                against.push(format!(
+                    "link {} is a physical device of this host, which stays here: --map-link {}=DEVICE names the one of the target that takes its place",
+                    link.name, link.name
+                ));
+            }
+        }
+        let fitting = map.iter().filter(|m| physical(&m.link));
+        (fitting.cloned().collect(), against)
+    }
+
     /// What a target must attach each link to.
     pub fn attach(&self) -> Vec<Attach> {
         let attach = |l: &Link| {
@@ -235,8 +271,12 @@ fn resolve(
             ),
         },
         net::LinkKind::Macvlan { .. } => LinkKind::Macvlan { parent: parent() },
-        net::LinkKind::Ipvlan { .. } => LinkKind::Ipvlan { parent: parent() },
+        net::LinkKind::Ipvlan { mode, .. } => LinkKind::Ipvlan {
+            parent: parent(),
+            mode,
+        },
         net::LinkKind::Other(kind) => LinkKind::Other(format!("{kind} device")),
+        net::LinkKind::Physical => LinkKind::Physical,
     };
     Link {
         name: seen.name.clone(),
@@ -258,15 +298,18 @@ fn judge(
     let elsewhere =
         "attach the container to a bridge or macvlan on a segment that both hosts are on";
     match &link.kind {
-        LinkKind::Loopback | LinkKind::Dummy => {}
-        LinkKind::Other(what) => found.refusals.push(format!("link {name} is a {what}: it cannot be made at the target; {elsewhere}")),
-        LinkKind::Ipvlan { .. } => found.refusals.push(format!(
-            "link {name} is an ipvlan: it has the MAC of this host, which stays here; use macvlan, or {elsewhere}"
-        )),
-        LinkKind::Macvlan { parent: None } => {
-            found.refusals.push(format!("link {name} is a macvlan whose parent is not in this host's own network namespace; {elsewhere}"));
+        // What takes the place of a physical one is for the operator to say (Topology::mapped()).
+        LinkKind::Loopback | LinkKind::Dummy | LinkKind::Physical => {}
+        LinkKind::Other(what) => found.unfit.push((name.clone(), what.clone())),
+        LinkKind::Macvlan { parent: None } | LinkKind::Ipvlan { parent: None, .. } => {
+            let what = if matches!(link.kind, LinkKind::Macvlan { .. }) { "a macvlan" } else { "an ipvlan" };
+            found.refusals.push(format!("link {name} is {what} whose parent is not in this host's own network namespace; {elsewhere}"));
         }
-        LinkKind::Macvlan { parent: Some(_) } => {}
+        // Nobody on the segment asks for its addresses: a router leads them to this host.
+        LinkKind::Ipvlan { mode, .. } if *mode != IPVLAN_MODE_L2 => found.refusals.push(format!(
+            "link {name} is an ipvlan that is routed to (mode l3 or l3s), and its routes lead to this host; use mode l2, or {elsewhere}"
+        )),
+        LinkKind::Macvlan { parent: Some(_) } | LinkKind::Ipvlan { .. } => {}
         LinkKind::Veth { host_name, parent: None, .. } => found.refusals.push(format!(
             "link {name} ({host_name} on this host) is enslaved to no bridge: this host routes for it; {elsewhere}"
         )),
@@ -311,6 +354,20 @@ fn bridged(
             .filter_map(|(_, gateway)| gateway)
             .collect::<BTreeSet<IpAddr>>()
     };
+    let uplink = uplinks(bridge, host, nl)?;
+    let here = own.iter().filter(|a| a.link == parent);
+    let ours: Vec<_> = here
+        .filter(|a| gateways().contains(&a.local.address))
+        .map(|a| a.local)
+        .collect();
+    if uplink.is_empty() && !ours.is_empty() {
+        found.behind.push(Subnet {
+            link: name.to_owned(),
+            parent: parent.to_owned(),
+            gateways: ours,
+        });
+        return Ok(());
+    }
     for gateway in gateways() {
         if let Some(ours) = own
             .iter()
@@ -326,7 +383,6 @@ fn bridged(
             ));
         }
     }
-    let uplink = uplinks(bridge, host, nl)?;
     if uplink.is_empty() {
         let routed = own.iter().any(|a| {
             a.link == parent
@@ -353,7 +409,8 @@ fn link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(a) if a.is_unicast_link_local())
 }
 
-fn forwards(gateway: IpAddr) -> Result<bool, Error> {
+/// Whether this host forwards for the family of that address.
+pub(super) fn forwards(gateway: IpAddr) -> Result<bool, Error> {
     let path = if gateway.is_ipv4() {
         "ipv4/ip_forward"
     } else {
@@ -390,6 +447,13 @@ fn uplinks(bridge: &Seen, host: &[Seen], nl: &mut Netlink) -> Result<Vec<String>
 
 /// The ids of all network namespaces that a process or a name on this host refers to.
 fn visible(nl: &mut Netlink) -> HashSet<i32> {
+    namespaces()
+        .filter_map(|file| link::netnsid(nl, file.as_raw_fd(), false).ok().flatten())
+        .collect()
+}
+
+/// All network namespaces that a process or a name on this host refers to, each once.
+pub(super) fn namespaces() -> impl Iterator<Item = File> {
     let mut paths: Vec<PathBuf> = Vec::new();
     let mut seen = HashSet::new();
     // What vanishes while it is read is no namespace any more.
@@ -412,13 +476,10 @@ fn visible(nl: &mut Netlink) -> HashSet<i32> {
                 .map(|e| e.path()),
         );
     }
-    let fresh = paths.iter().filter_map(|path| {
-        let meta = fs::metadata(path).ok()?;
+    paths.into_iter().filter_map(move |path| {
+        let meta = fs::metadata(&path).ok()?;
         seen.insert((meta.dev(), meta.ino()))
             .then(|| File::open(path).ok())
             .flatten()
-    });
-    fresh
-        .filter_map(|file| link::netnsid(nl, file.as_raw_fd(), false).ok().flatten())
-        .collect()
+    })
 }

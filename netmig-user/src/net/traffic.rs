@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::Path, thread};
 
 use netmig_core::image::v1::{
-    conntrack::{Connection, Remembered},
+    conntrack::{Connection, Expectation, Remembered},
     net::Network,
 };
 
@@ -11,47 +11,50 @@ use super::{
     Error,
     conntrack::{self, Present},
     filter::{self, Filters},
-    own_addresses,
+    own_addresses, service,
     times::Times,
 };
 use crate::sys::netns::within;
 
 /// Reads it in the namespace at `netns`, and of the calling thread's (the host's) what it tracks of the container's connections. `network` is
-/// how the namespace was before: filters that are still the same are left out.
+/// how the namespace was before: filters that are still the same are left out. `services` are addresses of the host that go along.
 ///
 /// # Errors
 /// If the namespace cannot be entered, or one of the tables not be read.
-pub fn read(netns: &Path, network: &Network) -> Result<Remembered, Error> {
-    let addresses: Vec<IpAddr> = network
-        .addresses
-        .iter()
-        .map(|a| a.local.address)
-        .filter(|a| !a.is_loopback())
-        .collect();
-    let ((mut filters, connections), host) = thread::scope(|scope| {
+pub fn read(netns: &Path, network: &Network, services: &[IpAddr]) -> Result<Remembered, Error> {
+    let addresses = service::here::inside(network);
+    let ((mut filters, connections, expected), (host, host_expected)) = thread::scope(|scope| {
         let inside = scope.spawn(|| of(netns, &mut Times::default()));
-        let host = conntrack::passing(&addresses, &own_addresses()?)?;
-        Ok::<_, Error>((joined(inside)?, host))
+        let own = own_addresses()?;
+        let host = conntrack::passing(&addresses, &own, services)?;
+        let expected = conntrack::passing_expected(&addresses, &own)?;
+        Ok::<_, Error>((joined(inside)?, (host, expected)))
     })?;
     filters.partial = network.filters.partial;
     Ok(Remembered {
         filters: (filters != network.filters).then_some(filters),
         connections,
         host,
+        expected,
+        host_expected,
     })
 }
 
-/// Filters and tracked connections of the namespace at `netns`. The whole counts as `traffic`, besides its two parts.
+/// Filters, tracked and expected connections of the namespace at `netns`. The whole counts as `traffic`, besides its two parts.
 ///
 /// # Errors
 /// If the namespace cannot be entered, or one of the tables not be read.
-pub(super) fn of(netns: &Path, times: &mut Times) -> Result<(Filters, Vec<Connection>), Error> {
+pub(super) fn of(
+    netns: &Path,
+    times: &mut Times,
+) -> Result<(Filters, Vec<Connection>, Vec<Expectation>), Error> {
     let (mut one, mut other) = (Times::default(), Times::default());
     let read = times.part("traffic", || {
         thread::scope(|scope| {
             let filters = scope.spawn(|| one.part("filters", || within(netns, filter::dump)));
-            let connections = other.part("connections", || within(netns, conntrack::dump))?;
-            Ok((joined(filters)?, connections))
+            let tracked = || Ok::<_, Error>((conntrack::dump()?, conntrack::expectations()?));
+            let (connections, expected) = other.part("connections", || within(netns, tracked))?;
+            Ok((joined(filters)?, connections, expected))
         })
     });
     times.take(one);
@@ -65,11 +68,12 @@ fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Makes it in the namespace at `netns` and in the calling thread's. What could not be made, in words.
+/// Makes it in the namespace at `netns` and in the calling thread's, where `present` says what becomes of entries that are there. What could not be
+/// made, in words.
 ///
 /// # Errors
 /// If the namespace cannot be entered, or the filters not be loaded.
-pub fn make(netns: &Path, remembered: &Remembered) -> Result<Vec<String>, Error> {
+pub fn make(netns: &Path, remembered: &Remembered, present: Present) -> Result<Vec<String>, Error> {
     let mut warnings = within(netns, || {
         let mut warnings = match &remembered.filters {
             Some(filters) => filter::converge(filters)?,
@@ -80,8 +84,10 @@ pub fn make(netns: &Path, remembered: &Remembered) -> Result<Vec<String>, Error>
             &remembered.connections,
             Present::Replace,
         )?);
+        warnings.extend(conntrack::expect(&remembered.expected)?);
         Ok::<_, Error>(warnings)
     })?;
-    warnings.extend(conntrack::insert(&remembered.host, Present::Keep)?);
+    warnings.extend(conntrack::insert(&remembered.host, present)?);
+    warnings.extend(conntrack::expect(&remembered.host_expected)?);
     Ok(warnings)
 }

@@ -34,20 +34,8 @@ mod tests {
 
     fn link(txqueuelen: u32) -> Link {
         Link {
-            name: "eth0".into(),
-            index: 2,
-            kind: LinkKind::Veth,
-            mac: None,
-            mtu: 1500,
-            flags: 0,
             txqueuelen,
-            group: 0,
-            master: None,
-            gso_max_size: None,
-            gso_max_segs: None,
-            alias: None,
-            altnames: Vec::new(),
-            addr_gen_mode: None,
+            ..Link::new("eth0", 2, LinkKind::Veth)
         }
     }
 

@@ -1,8 +1,12 @@
 //! What every inet socket has: descriptors, device, reuse flags, buffers, options.
-use std::{io, os::fd::OwnedFd};
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::{AsRawFd, OwnedFd},
+};
 
 use netmig_core::image::v1::sock::{Common, Endpoint, Holder, Interface};
-use nix::sys::socket::{SockaddrIn, SockaddrIn6, SockaddrLike};
+use nix::sys::socket::{SockaddrIn, SockaddrIn6, SockaddrLike, SockaddrStorage, getsockname};
 
 use super::{
     diag::Found,
@@ -97,4 +101,25 @@ pub(super) fn address(end: Endpoint) -> Box<dyn SockaddrLike> {
             ip, end.port, 0, end.scope,
         ))),
     }
+}
+
+pub(super) fn endpoint(address: &SockaddrStorage) -> Option<Endpoint> {
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Some(Endpoint {
+            ip: IpAddr::V4(v4.ip()),
+            port: v4.port(),
+            scope: 0,
+        });
+    }
+    address.as_sockaddr_in6().map(|v6| Endpoint {
+        ip: IpAddr::V6(v6.ip()),
+        port: v6.port(),
+        scope: v6.scope_id(),
+    })
+}
+
+/// A socket's own end (getsockname(2)); port 0: it has none.
+pub(super) fn own_end(fd: &OwnedFd) -> io::Result<Endpoint> {
+    let name: SockaddrStorage = getsockname(fd.as_raw_fd())?;
+    endpoint(&name).ok_or_else(|| io::Error::other("an inet socket without an address"))
 }

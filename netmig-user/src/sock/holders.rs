@@ -10,7 +10,10 @@ use netmig_core::{image::v1::sock::Holder, socket::Owner};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, fcntl, readlinkat},
-    sys::resource::{Resource, getrlimit, setrlimit},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        stat::fstat,
+    },
 };
 
 use super::error::Error;
@@ -113,6 +116,12 @@ impl Held {
         Err(Error::Proc { what, source: last })
     }
 
+    /// A duplicate of the socket `inode`, of processes that may run: none if they have closed it, or its number is another file's by now.
+    pub(super) fn duplicate_while_running(&self, inode: u64, owners: &[Owner]) -> Option<OwnedFd> {
+        let fd = self.duplicate(owners).ok()?;
+        fstat(&fd).is_ok_and(|is| is.st_ino == inode).then_some(fd)
+    }
+
     /// The owners with their pids inside the container.
     pub(super) fn inside(&self, owners: &[Owner]) -> Vec<Holder> {
         let mut holders = Vec::with_capacity(owners.len());
@@ -172,4 +181,27 @@ fn socket_inode(link: &str) -> Option<u64> {
         .strip_suffix(']')?
         .parse()
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use nix::unistd::dup2;
+
+    use super::*;
+
+    #[test]
+    fn a_number_that_is_another_file_s_by_now_gives_nothing() {
+        let own = i32::try_from(std::process::id()).expect("a pid");
+        let mut fd = OwnedFd::from(UdpSocket::bind("127.0.0.1:0").expect("a socket"));
+        let inode = fstat(&fd).expect("its inode").st_ino;
+        let held = Held::by(&[own]).expect("what this process holds");
+        let owners = held.get(inode).expect("it is held");
+        assert!(held.duplicate_while_running(inode, owners).is_some());
+        let other = File::open("/dev/null").expect("another file");
+        dup2(&other, &mut fd).expect("its number");
+        assert!(held.duplicate(owners).is_ok());
+        assert!(held.duplicate_while_running(inode, owners).is_none());
+    }
 }

@@ -4,22 +4,26 @@
 //! that route (no reverse path check: ip_rcv_finish_core, ip6_rcv_finish), and count as arrived at the address's own device
 //! (inet_iif, inet6_iif). So it works with any kind of link, and nothing outside takes part.
 use std::{
-    io,
-    net::{IpAddr, SocketAddr},
+    io::{self, IoSlice},
+    net::{IpAddr, SocketAddr, SocketAddrV6},
     os::fd::{AsRawFd, OwnedFd},
 };
 
 use netmig_core::image::v1::{
     conntrack::Translated,
-    sock::{Datagram, Endpoint, Tcp, TcpState},
+    sock::{Datagram, Endpoint, HalfOpen, Tcp, TcpState},
 };
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage,
+    sendmsg, socket,
+};
 
 use super::{
-    common,
     live::Live,
     md5,
-    packet::{ACK, FIN, HIGHEST, Hops, PROTO_TCP, SIGNATURE, Segment, checksum, packet},
+    packet::{
+        ACK, FIN, HIGHEST, Hops, PROTO_TCP, RST, SIGNATURE, Segment, checksum, packet, syn_ack,
+    },
 };
 use crate::sys::sockopt;
 
@@ -89,6 +93,11 @@ impl Injector {
         self.own(tcp, tcp.rcv_nxt, tcp.snd_una, peer_window(tcp), ACK | FIN)
     }
 
+    /// Delivers a RST of the peer's.
+    pub(super) fn reset(&mut self, tcp: &Tcp) -> io::Result<()> {
+        self.own(tcp, tcp.rcv_nxt, tcp.snd_una, 0, RST | ACK)
+    }
+
     /// Delivers the ACK of our FIN, which the stack has just sent once more.
     pub(super) fn fin_acknowledged(&mut self, tcp: &Tcp) -> io::Result<()> {
         self.own(
@@ -106,10 +115,25 @@ impl Injector {
         self.own(tcp, tcp.rcv_nxt, acknowledged, peer_window(tcp), ACK | FIN)
     }
 
-    /// Makes our own stack tell the peer its window: a keepalive (RFC 9293, 3.8.4), seq = rcv_nxt - 1, which it answers with an ACK that
-    /// is right in every field (tcp_send_dupack). At most one in 500 ms for a socket (tcp_oow_rate_limited).
+    /// Makes our own stack tell the peer its window: an empty segment from before the last window that was announced, which it answers with an
+    /// ACK that is right in every field (tcp_send_dupack). One at rcv_nxt - 1, a keepalive (RFC 9293, 3.8.4), would not be old where an ACK is
+    /// still delayed (tcp_sequence): not answered, but its window taken. At most one in 500 ms for a socket (tcp_oow_rate_limited).
     pub(super) fn keepalive(&mut self, tcp: &Tcp) -> io::Result<()> {
-        self.own(tcp, tcp.rcv_nxt.wrapping_sub(1), tcp.snd_una, 0, ACK)
+        // What waits in an accept queue is delivered anew, and may be acknowledged late here.
+        let first = tcp.rcv_nxt.wrapping_sub(tcp.recv.len() as u32);
+        let told = tcp.window.rcv_wup;
+        let oldest = if (told.wrapping_sub(first) as i32) < 0 {
+            told
+        } else {
+            first
+        };
+        self.own(
+            tcp,
+            oldest.wrapping_sub(1),
+            tcp.snd_una,
+            peer_window(tcp),
+            ACK,
+        )
     }
 
     /// The same from before the last window that was announced, so that it is old also where an ACK is still delayed.
@@ -136,7 +160,7 @@ impl Injector {
         } else {
             up_to(live.edge(), live.rcv_nxt, live.rcv_wscale)
         };
-        self.segment(&Segment {
+        self.outward(&Segment {
             from: live.local,
             to: live.peer,
             seq: live.snd_nxt,
@@ -150,6 +174,12 @@ impl Injector {
         })
     }
 
+    /// The SYN-ACK of a handshake under way, once more.
+    pub(super) fn syn_ack(&mut self, half: &HalfOpen) -> io::Result<()> {
+        let (from, to) = (half.local.canonical(), half.peer.canonical());
+        self.send(from, to, PROTO_TCP, HIGHEST, &syn_ack(half), true)
+    }
+
     /// Asks the peer for its ACK and window: one byte of old data, seq = snd_una - 1, which it drops and answers. The stack's own probe
     /// has no payload, and a peer that was probed within the last 500 ms does not answer that (tcp_oow_rate_limited); data it always
     /// answers. `stamp`: what the connection would send now.
@@ -157,10 +187,17 @@ impl Injector {
         self.peer(tcp, stamp, tcp.snd_una.wrapping_sub(1), &[0])
     }
 
-    /// Sends what was in flight once more, from its first byte on, as far as there is room for it. The stack does not do so before a
+    /// Sends what was in flight once more, from the byte on that follows those that are `acked`, as far as there is room for it. The stack does not do so before a
     /// timer: restored segments carry no send time, so RACK never finds them lost.
-    pub(super) fn resend(&mut self, tcp: &Tcp, stamp: u32, flight: &[u8]) -> io::Result<()> {
-        let mut seq = tcp.snd_una;
+    pub(super) fn resend(
+        &mut self,
+        tcp: &Tcp,
+        stamp: u32,
+        flight: &[u8],
+        acked: u32,
+    ) -> io::Result<()> {
+        let mut seq = tcp.snd_una.wrapping_add(acked);
+        let flight = flight.get(acked as usize..).unwrap_or_default();
         // mss_cache leaves no room for a signature: the stack finds that out for each segment (tcp_current_mss).
         let signature = md5::key_for(&tcp.common, tcp.peer.ip).map_or(0, |_| SIGNATURE);
         let most = (tcp.snd_mss as usize).saturating_sub(signature).max(1);
@@ -180,7 +217,7 @@ impl Injector {
     fn peer(&mut self, tcp: &Tcp, stamp: u32, seq: u32, payload: &[u8]) -> io::Result<()> {
         let shift = tcp.wscale.map_or(0, |(_, rcv)| rcv);
         let edge = tcp.window.rcv_wup.wrapping_add(tcp.window.rcv_wnd);
-        self.segment(&Segment {
+        self.outward(&Segment {
             from: tcp.local.canonical(),
             to: tcp.peer.canonical(),
             seq,
@@ -227,7 +264,7 @@ impl Injector {
             ttl: datagram.ttl.max(1),
             tos: datagram.tos,
         };
-        self.send(from, to, protocol, hops, &udp)
+        self.send(from, to, protocol, hops, &udp, false)
     }
 
     /// A segment from the peer, without payload.
@@ -264,9 +301,16 @@ impl Injector {
 
     fn segment(&mut self, segment: &Segment<'_>) -> io::Result<()> {
         let bytes = segment.bytes();
-        self.send(segment.from, segment.to, PROTO_TCP, HIGHEST, &bytes)
+        self.send(segment.from, segment.to, PROTO_TCP, HIGHEST, &bytes, false)
     }
 
+    fn outward(&mut self, segment: &Segment<'_>) -> io::Result<()> {
+        let bytes = segment.bytes();
+        self.send(segment.from, segment.to, PROTO_TCP, HIGHEST, &bytes, true)
+    }
+
+    /// A packet `outward` goes by the route that its source has: the kernel does not look into the header for it (raw_sendmsg(), rawv6_sendmsg()), and a rule
+    /// may lead what comes from one address another way than what comes from none.
     fn send(
         &mut self,
         from: Endpoint,
@@ -274,6 +318,7 @@ impl Injector {
         protocol: u8,
         hops: Hops,
         payload: &[u8],
+        outward: bool,
     ) -> io::Result<()> {
         let (slot, family) = match to.ip {
             IpAddr::V4(_) => (&mut self.v4, AddressFamily::Inet),
@@ -284,15 +329,50 @@ impl Injector {
             None => slot.insert(raw_socket(family)?),
         };
         let packet = packet(from.ip, to.ip, protocol, hops, payload)?;
-        let to = common::address(Endpoint { port: 0, ..to });
-        sendto(
+        let to = match to.ip {
+            IpAddr::V4(ip) => SocketAddr::from((ip, 0)),
+            IpAddr::V6(ip) => SocketAddrV6::new(ip, 0, 0, to.scope).into(),
+        };
+        let source = Some(from.ip).filter(|_| outward);
+        let (v4, v6) = (source.and_then(by_v4), source.and_then(by_v6));
+        let source = (v4.as_ref().map(ControlMessage::Ipv4PacketInfo))
+            .or(v6.as_ref().map(ControlMessage::Ipv6PacketInfo));
+        sendmsg(
             raw.as_raw_fd(),
-            &packet,
-            to.as_ref(),
+            &[IoSlice::new(&packet)],
+            source.as_slice(),
             MsgFlags::MSG_DONTWAIT,
+            Some(&SockaddrStorage::from(to)),
         )?;
         Ok(())
     }
+}
+
+/// For IP_PKTINFO: the source of the route.
+fn by_v4(source: IpAddr) -> Option<libc::in_pktinfo> {
+    let IpAddr::V4(source) = source else {
+        return None;
+    };
+    Some(libc::in_pktinfo {
+        ipi_ifindex: 0,
+        ipi_spec_dst: libc::in_addr {
+            s_addr: source.to_bits().to_be(),
+        },
+        ipi_addr: libc::in_addr { s_addr: 0 },
+    })
+}
+
+/// For IPV6_PKTINFO. What is local to a link leads there by itself.
+fn by_v6(source: IpAddr) -> Option<libc::in6_pktinfo> {
+    let IpAddr::V6(source) = source else {
+        return None;
+    };
+    (!source.is_unicast_link_local()).then(|| libc::in6_pktinfo {
+        ipi6_addr: libc::in6_addr {
+            s6_addr: source.octets(),
+        },
+        ipi6_ifindex: 0,
+    })
 }
 
 /// With room for what waits until the peer's link address is known.

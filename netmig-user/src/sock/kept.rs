@@ -1,6 +1,6 @@
 //! What the source keeps of a dump until the move is decided.
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -32,6 +32,8 @@ pub struct Kept {
     connecting: Vec<Socket>,
     /// Accepted away from a listener, with what they are.
     accepted: Vec<(OwnedFd, Tcp)>,
+    /// Their listeners.
+    listeners: Vec<OwnedFd>,
     /// What no process holds and the image has.
     adrift: Vec<Found>,
     netns: PathBuf,
@@ -88,6 +90,7 @@ impl Kept {
             return Ok(Vec::new());
         }
         let accepted = std::mem::take(&mut self.accepted);
+        let listeners = std::mem::take(&mut self.listeners);
         within(netns, || {
             let here = common::kernel()?;
             let kernels = Kernels { source: here, here };
@@ -98,7 +101,7 @@ impl Kept {
                     .on("entering TCP_REPAIR", &tcp)?;
                 waiting.push(tcp);
             }
-            accept::put(&waiting, kernels)
+            accept::put(&waiting, &listeners, kernels)
         })
     }
 
@@ -114,6 +117,10 @@ impl Kept {
                 .on("entering TCP_REPAIR", tcp)
                 .err()
         });
+        // Where there is no namespace any more nothing is sent from it.
+        if let Err(e) = accept::forget(&self.netns) {
+            tracing::debug!("{}: {e}", self.netns.display());
+        }
         let adrift = if self.adrift.is_empty() {
             Vec::new()
         } else {
@@ -128,8 +135,8 @@ impl Kept {
             .collect()
     }
 
-    /// Every socket as it was at the freeze, with what has come of it by the rules. Options are those of `before`, a list made earlier. The
-    /// second time it is empty.
+    /// Every socket as it was at the freeze, with what has come of it by the rules. Options are those of `before`, a list made earlier, and what
+    /// a program that hands itself over keeps to itself is as it was there. The second time it is empty.
     ///
     /// # Errors
     /// A row cannot be made.
@@ -137,9 +144,12 @@ impl Kept {
         let Some(seen) = self.seen.take() else {
             return Ok(Vec::new());
         };
+        let handed_over = |inode| inode == 0 || seen.held.get(inode).is_some();
         let mut rows = Vec::with_capacity(seen.found.len() + seen.unlisted.len());
         for found in &seen.found {
-            rows.push(rows::row(found, &seen.held, seen.engine)?);
+            if seen.engine == Engine::Criu || handed_over(found.inode) {
+                rows.push(rows::row(found, &seen.held, seen.engine)?);
+            }
         }
         rows.extend(seen.unlisted);
         let options: HashMap<u64, &Row> = before
@@ -152,7 +162,21 @@ impl Kept {
         for row in &mut rows {
             if let Some(earlier) = options.get(&row.inode).filter(|e| e.kind == row.kind) {
                 row.options.clone_from(&earlier.options);
+                if seen.engine == Engine::Handoff {
+                    // A helper holds it meanwhile.
+                    row.owners.clone_from(&earlier.owners);
+                }
             }
+        }
+        if seen.engine == Engine::Handoff {
+            // What the program keeps to itself is as it was, where it is still there.
+            let there: HashSet<u64> = seen.found.iter().map(|found| found.inode).collect();
+            let kept = before.iter().filter(|row| {
+                row.inode != 0
+                    && !handed_over(row.inode)
+                    && (there.contains(&row.inode) || !rows::concerns(row, seen.engine))
+            });
+            rows.extend(kept.cloned());
         }
         Ok(rows)
     }
@@ -182,6 +206,10 @@ impl Kept {
 
     pub(super) fn accepted(&mut self, fd: OwnedFd, tcp: Tcp) {
         self.accepted.push((fd, tcp));
+    }
+
+    pub(super) fn listens(&mut self, fd: OwnedFd) {
+        self.listeners.push(fd);
     }
 
     pub(super) fn keep(&mut self, fd: OwnedFd, common: &Common, found: &Found) {

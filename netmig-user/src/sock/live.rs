@@ -181,7 +181,7 @@ pub fn resend(netns: &Path, pids: &[i32]) -> (usize, Vec<Error>) {
                 let tcp = tcp::read_known(&fd, seen.inode, seen.local, seen.peer)?;
                 let stamp = tcp::stamp(&fd, &tcp)?;
                 injector
-                    .resend(&tcp, stamp, tcp::split(&tcp).0)
+                    .resend(&tcp, stamp, tcp::split(&tcp).0, 0)
                     .on("sending what was in flight once more", &tcp)
             });
             match resent {

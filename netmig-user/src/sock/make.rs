@@ -1,8 +1,5 @@
 //! Sockets made anew, where no engine makes them: a program that hands its descriptors over gets them from here.
-use std::{
-    io,
-    os::fd::{AsRawFd, OwnedFd},
-};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use netmig_core::image::v1::sock::{Common, Endpoint, Sockets, Tcp};
 use nix::sys::socket::{
@@ -14,7 +11,7 @@ use super::{
     error::{Error, On},
     listen as listener,
     option::{self, When},
-    udp,
+    over, udp,
 };
 use crate::sys::sockopt;
 
@@ -56,6 +53,10 @@ pub fn make(image: &Sockets) -> Result<Vec<Made>, Error> {
     for tcp in &image.tcp {
         let fd = new(&tcp.common, SockType::Stream, tcp)?;
         made.push((numbers(&tcp.common), fd));
+    }
+    for over in &image.over {
+        let fd = new(&over.common, SockType::Stream, over)?;
+        made.push((numbers(&over.common), fd));
     }
     Ok(made)
 }
@@ -155,14 +156,15 @@ pub fn portable(fd: &OwnedFd) -> Result<(), String> {
             let info: u32 = sockopt::read(fd, libc::SOL_TCP, libc::TCP_INFO)
                 .map_err(|e| format!("reading TCP_INFO: {e}"))?;
             match info & 0xff {
+                CLOSE if over::is(fd).unwrap_or(false) => Ok(()),
                 CLOSE => Err("it is a TCP socket that is neither connected nor listening: make it anew at the target".to_owned()),
                 SYN_SENT => Err("its connect() is under way: connect anew at the target".to_owned()),
                 _ => Ok(()),
             }
         }
         (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => {
-            let port = local_port(fd).map_err(|e| format!("reading its address: {e}"))?;
-            (port != 0).then_some(()).ok_or_else(|| {
+            let own = common::own_end(fd).map_err(|e| format!("reading its address: {e}"))?;
+            (own.port != 0).then_some(()).ok_or_else(|| {
                 "it is a UDP socket that is not bound: make it anew at the target".to_owned()
             })
         }
@@ -170,15 +172,6 @@ pub fn portable(fd: &OwnedFd) -> Result<(), String> {
             "it is a socket of type {kind}, protocol {protocol}; only TCP and UDP sockets can be handed over"
         )),
     }
-}
-
-fn local_port(fd: &OwnedFd) -> io::Result<u16> {
-    use nix::sys::socket::{SockaddrStorage, getsockname};
-    let name: SockaddrStorage = getsockname(fd.as_raw_fd())?;
-    let v4 = name.as_sockaddr_in().map(|a| a.port());
-    Ok(v4
-        .or_else(|| name.as_sockaddr_in6().map(|a| a.port()))
-        .unwrap_or(0))
 }
 
 #[cfg(test)]

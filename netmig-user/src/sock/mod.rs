@@ -6,6 +6,7 @@
 //! [`Rebuilt::open`] starts them once the gate passes: no timer is waited for.
 mod accept;
 mod adrift;
+mod at;
 mod btf;
 mod calm;
 mod common;
@@ -18,6 +19,7 @@ mod flows;
 mod groups;
 mod holders;
 mod inject;
+mod iter;
 mod kept;
 mod listen;
 mod live;
@@ -25,6 +27,7 @@ mod make;
 mod md5;
 mod nexthop;
 pub mod option;
+mod over;
 mod packet;
 mod pair;
 mod procnet;
@@ -37,6 +40,7 @@ mod strayed;
 mod survey;
 mod tcp;
 mod udp;
+mod warm;
 
 use std::{collections::HashSet, os::fd::OwnedFd, path::Path, thread, time::Instant};
 
@@ -48,6 +52,7 @@ use netmig_core::{
 use self::survey::Survey;
 pub use self::{
     accept::supported as accept_queues_move,
+    at::{HostConnection, connections_at},
     calm::{Calmed, allow_retries, calm, retries, rouse, timers},
     error::Error,
     flows::{Flow, flows},
@@ -57,6 +62,7 @@ pub use self::{
     make::{Made, make, portable},
     rebuilt::{Opened, Rebuilt, Spent},
     room::{Room, Rooms},
+    starting::Coming,
     strayed::leave_repair,
 };
 use crate::sys::netns::within;
@@ -67,7 +73,7 @@ use crate::sys::netns::within;
 /// # Errors
 /// If the namespace, a process or sock_diag cannot be read.
 pub fn rows_under(netns: &Path, pids: &[i32], engine: Engine) -> Result<Vec<Row>, Error> {
-    within(netns, || rows::rows(&holders::Held::by(pids)?, engine))
+    within(netns, || rows::rows(pids, engine))
 }
 
 /// [`rows_under`] CRIU.
@@ -132,6 +138,7 @@ fn dump_here(
         found.iter().filter(|f| f.kind == Kind::Tcp && f.inode == 0),
         &mut image,
     )?);
+    let waited_for = accept::under_way(&found)?;
     survey.settle(&found, &held, &mut fresh)?;
     // A part at a time, for the sake of the memory.
     let mut surveyed = Vec::new().into_iter();
@@ -148,7 +155,7 @@ fn dump_here(
             let row = rows::row(socket, &held, engine)?;
             if !matches!(row.class, Class::Kernel | Class::Foreign)
                 && row.fate != Fate::Moves
-                && concerns(&row, engine)
+                && rows::concerns(&row, engine)
             {
                 image.left.push(left(&row));
             }
@@ -184,6 +191,11 @@ fn dump_here(
                     }),
                 }
             }
+            Class::TcpOver => {
+                let fd = held.duplicate(owned)?;
+                let over = over::dump(&fd, socket.inode, &held, &mut fresh)?;
+                image.over.push(over);
+            }
             Class::TcpListen => {
                 let fd = held.duplicate(owned)?;
                 let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
@@ -196,26 +208,34 @@ fn dump_here(
             }
             _ => {
                 let row = rows::row(socket, &held, engine)?;
-                if row.fate != Fate::Moves && concerns(&row, engine) {
+                if row.fate != Fate::Moves && rows::concerns(&row, engine) {
                     handed(&row, engine)?;
                     image.left.push(left(&row));
                 }
             }
         }
     }
-    let unlisted = rows::unlisted(&found, &held, engine)?;
-    for row in unlisted.iter().filter(|row| concerns(row, engine)) {
+    let mut unlisted = rows::unlisted(&found, &held, engine)?;
+    unlisted.retain(|row| rows::concerns(row, engine));
+    for row in &unlisted {
+        if row.class == Class::TcpOver {
+            let fd = held.duplicate(&row.owners)?;
+            image
+                .over
+                .push(over::dump(&fd, row.inode, &held, &mut fresh)?);
+            continue;
+        }
         handed(row, engine)?;
         image
             .left
             .extend((row.fate != Fate::Moves).then(|| left(row)));
     }
+    unlisted.extend(rows::waited_for(&waited_for, engine));
+    image.half_open.extend(waited_for);
+    answerable(&mut image);
     image.pairs = pair::reconcile(&mut image.tcp, &mut |i, tcp| tcp::refresh(kept.fd(i), tcp))?;
     image.check()?;
-    // Under `handoff` a helper holds what was handed over, and the plan has the better list.
-    if engine == Engine::Criu {
-        kept.saw(found, unlisted, held, engine);
-    }
+    kept.saw(found, unlisted, held, engine);
     Ok((image, kept))
 }
 
@@ -260,8 +280,8 @@ fn take_waiting(
         if !accept::supported() {
             break;
         }
-        let fd = held.duplicate(held.get(listener.inode).unwrap_or_default())?;
-        for fd in accept::take(&fd, listener.rqueue, listener)? {
+        let at = held.duplicate(held.get(listener.inode).unwrap_or_default())?;
+        for fd in accept::take(&at, listener.rqueue, listener)? {
             // One that was reset before it was accepted has nobody to be told of it.
             let Some(socket) = accept::listed(&fd, found) else {
                 continue;
@@ -272,13 +292,26 @@ fn take_waiting(
             kept.accepted(fd, tcp.clone());
             image.waiting.push(tcp);
         }
+        kept.listens(at);
     }
     Ok(ends)
 }
 
-/// Whether the image has to say something of it.
-fn concerns(row: &Row, engine: Engine) -> bool {
-    engine == Engine::Criu || matches!(row.kind, Kind::Tcp | Kind::Udp | Kind::Mptcp)
+/// Leaves handshakes out that nobody can answer at the target: their listener is not in the image, or signs what it sends.
+fn answerable(image: &mut Sockets) {
+    let (listeners, left) = (&image.listeners, &mut image.left);
+    image.half_open.retain(|half| {
+        let mut own = listeners.iter().filter(|l| l.local.port == half.local.port);
+        let answered = own.clone().count() > 0 && own.all(|l| l.common.keys.is_empty());
+        if !answered {
+            left.push(Left {
+                socket: half.to_string(),
+                why: "its listener does not move, or has a TCP-MD5 key; the peer repeats its SYN"
+                    .to_owned(),
+            });
+        }
+        answered
+    });
 }
 
 /// What was handed over and is not in the image would be missing at the target.
@@ -312,6 +345,9 @@ pub fn slow_dump() -> Option<String> {
 pub fn prepare() -> Result<(), Error> {
     // As many as a process has in most places; a restore makes more room if it needs it.
     holders::make_room(ROOM)?;
+    if let Err(e) = warm::loaded() {
+        tracing::info!("congestion windows begin anew: {e}");
+    }
     accept::prepare()
 }
 

@@ -4,12 +4,13 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use netmig_core::image::v1::sock::{Endpoint, Key};
+use netmig_core::image::v1::sock::{Endpoint, HalfOpen, Key};
 
 use super::md5;
 
 pub(super) const ACK: u8 = 0x10;
 pub(super) const FIN: u8 = 0x01;
+pub(super) const RST: u8 = 0x04;
 pub(super) const PROTO_TCP: u8 = 6;
 /// Bytes of the TCP-MD5 option, padded.
 pub(super) const SIGNATURE: usize = 20;
@@ -66,6 +67,49 @@ impl Segment<'_> {
         t[16..18].copy_from_slice(&sum.to_be_bytes());
         t
     }
+}
+
+/// The answer to a SYN (tcp_synack_options): header and options. Its own limit of a segment is not known any more; the peer's is of the same
+/// path.
+pub(super) fn syn_ack(half: &HalfOpen) -> Vec<u8> {
+    const SYN: u8 = 0x02;
+    const ECE: u8 = 0x40;
+    const MSS: [u8; 2] = [2, 4];
+    const SACK_PERMITTED: [u8; 2] = [4, 2];
+    const NOPS: [u8; 2] = [1, 1];
+    let mut options = Vec::from(MSS);
+    options.extend_from_slice(&half.mss.to_be_bytes());
+    match (half.sack, half.ts_recent) {
+        (true, _) => options.extend_from_slice(&SACK_PERMITTED),
+        (false, Some(_)) => options.extend_from_slice(&NOPS),
+        (false, None) => {}
+    }
+    if let Some(theirs) = half.ts_recent {
+        options.extend_from_slice(&[8, 10]);
+        options.extend_from_slice(&half.timestamp.to_be_bytes());
+        options.extend_from_slice(&theirs.to_be_bytes());
+    } else if half.sack {
+        options.extend_from_slice(&NOPS);
+    }
+    if let Some((_, ours)) = half.wscale {
+        options.extend_from_slice(&[1, 3, 3, ours]);
+    }
+    let (from, to) = (half.local.canonical(), half.peer.canonical());
+    let words = (20 + options.len()) as u8 / 4;
+    let flags = SYN | ACK | if half.ecn { ECE } else { 0 };
+    let window = u16::try_from(half.window).unwrap_or(u16::MAX);
+    let mut t = Vec::with_capacity(20 + options.len());
+    t.extend_from_slice(&from.port.to_be_bytes());
+    t.extend_from_slice(&to.port.to_be_bytes());
+    t.extend_from_slice(&half.isn.to_be_bytes());
+    t.extend_from_slice(&half.peer_isn.wrapping_add(1).to_be_bytes());
+    t.extend_from_slice(&[words << 4, flags]);
+    t.extend_from_slice(&window.to_be_bytes());
+    t.extend_from_slice(&[0; 4]);
+    t.extend_from_slice(&options);
+    let sum = checksum(from.ip, to.ip, PROTO_TCP, &t);
+    t[16..18].copy_from_slice(&sum.to_be_bytes());
+    t
 }
 
 /// What the IP header says besides the addresses.
@@ -199,5 +243,75 @@ mod tests {
             tcp.calc_checksum_ipv6(ip.source(), ip.destination()),
             Ok(tcp.checksum())
         );
+    }
+
+    #[test]
+    fn a_syn_ack_says_what_was_agreed_upon() {
+        use etherparse::TcpOptionElement::{
+            MaximumSegmentSize as Mss, Noop, SelectiveAcknowledgementPermitted as Sack, Timestamp,
+            WindowScale,
+        };
+        let end = |port| Endpoint {
+            ip: "::ffff:192.0.2.10".parse().expect("an address"),
+            port,
+            scope: 0,
+        };
+        let all = HalfOpen {
+            local: end(80),
+            peer: end(50_000),
+            isn: 7,
+            peer_isn: u32::MAX,
+            window: 1 << 20,
+            mss: 1460,
+            wscale: Some((9, 7)),
+            sack: true,
+            ecn: true,
+            ts_recent: Some(5),
+            timestamp: 6,
+        };
+        let least = HalfOpen {
+            wscale: None,
+            sack: false,
+            ecn: false,
+            ts_recent: None,
+            ..all.clone()
+        };
+        let no_sack = HalfOpen {
+            sack: false,
+            ..all.clone()
+        };
+        let no_stamps = HalfOpen {
+            ts_recent: None,
+            ..all.clone()
+        };
+        let stamps = Timestamp(6, 5);
+        for (half, options) in [
+            (
+                &all,
+                vec![Mss(1460), Sack, stamps.clone(), Noop, WindowScale(7)],
+            ),
+            (&least, vec![Mss(1460)]),
+            (
+                &no_sack,
+                vec![Mss(1460), Noop, Noop, stamps, Noop, WindowScale(7)],
+            ),
+            (
+                &no_stamps,
+                vec![Mss(1460), Sack, Noop, Noop, Noop, WindowScale(7)],
+            ),
+        ] {
+            let bytes = syn_ack(half);
+            let tcp = TcpSlice::from_slice(&bytes).expect("a TCP header");
+            let numbers = (tcp.sequence_number(), tcp.acknowledgment_number());
+            assert_eq!((numbers, tcp.window_size()), ((7, 0), u16::MAX));
+            assert!(tcp.syn() && tcp.ack() && !tcp.rst() && tcp.ece() == half.ecn);
+            let said: Vec<_> = tcp
+                .options_iterator()
+                .map(|o| o.expect("an option"))
+                .collect();
+            assert_eq!(said, options);
+            let at = [192, 0, 2, 10];
+            assert_eq!(tcp.calc_checksum_ipv4(at, at), Ok(tcp.checksum()));
+        }
     }
 }

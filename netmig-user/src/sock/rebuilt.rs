@@ -1,9 +1,10 @@
 //! What a restore has rebuilt at the target, until it is open.
 use std::{
+    collections::HashSet,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -11,11 +12,11 @@ use std::{
 
 use netmig_core::image::v1::{
     conntrack::Translated,
-    sock::{Datagram, Interface, Membership, Sockets, Tcp},
+    sock::{Datagram, HalfOpen, Interface, Membership, Sockets, Tcp},
 };
 
 use super::{
-    accept,
+    accept::{self, HalfOpens},
     adrift::{self, Orphan},
     common, connecting, cores,
     error::{Error, On},
@@ -25,9 +26,10 @@ use super::{
     inject::Injector,
     listen,
     option::Refused,
-    starting::{Starting, start},
+    over,
+    starting::{Coming, Starting, start},
     tcp::{self, Kernels},
-    udp,
+    udp, warm,
 };
 use crate::sys::netns::within;
 
@@ -41,8 +43,9 @@ pub struct Rebuilt {
     refused: Vec<Refused>,
     /// In accept queues.
     waiting: Vec<Tcp>,
-    /// Until the opening.
+    /// Until the opening, as what follows.
     orphans: Mutex<Vec<Orphan>>,
+    half_open: Mutex<Option<Arc<HalfOpens>>>,
     lost: Vec<String>,
     inner_open: AtomicBool,
     spent: Spent,
@@ -107,18 +110,18 @@ impl Rebuilt {
     /// # Errors
     /// The first step that failed; the others were done all the same.
     pub fn open(&self) -> Result<Opened, Error> {
-        self.open_with(&|_| false, &[])
+        self.open_with(&|_| Coming::default(), &[])
     }
 
-    /// As [`Self::open`], but the peers of those that are to be told `later` are not told the window: that is to be done
-    /// ([`super::tell_windows`]) when they have been given what was promised to their peers. The namespace's packet filter translates the
+    /// As [`Self::open`], where more of a peer is `coming`, and is to be delivered now. If anything of it was promised the peer is not told the
+    /// window: that is to be done ([`super::tell_windows`]) when it is in. The namespace's packet filter translates the
     /// connections that are `translated`.
     ///
     /// # Errors
     /// As there.
     pub fn open_with(
         &self,
-        later: &(dyn Fn(&Tcp) -> bool + Sync),
+        coming: &(dyn Fn(&Tcp) -> Coming + Sync),
         translated: &[Translated],
     ) -> Result<Opened, Error> {
         let inner = self.open_inner()?;
@@ -156,11 +159,20 @@ impl Rebuilt {
                     flight: tcp::split(&orphan.tcp).0,
                     inner: false,
                 };
-                failed = failed.or(ends.start(&mut injector, false).err());
+                failed = failed.or(ends.start(&mut injector, Coming::default()).err());
                 orphan.close();
             }
             let outer: Vec<_> = self.connections.iter().filter(|c| !c.inner).collect();
-            let opened = start(&outer, translated, later);
+            let opened = start(&outer, translated, coming);
+            let half_open = self
+                .half_open
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            if let Some(half_open) = half_open {
+                failed = failed.or(half_open.open(&mut injector).err());
+            }
+            accept::unprepare();
             match failed {
                 None => opened.map(|o| Opened { datagrams, ..o }),
                 Some(e) => Err(e),
@@ -181,7 +193,7 @@ impl Rebuilt {
         }
         within(&self.netns, || {
             let inner: Vec<_> = self.connections.iter().filter(|c| c.inner).collect();
-            start(&inner, &[], &|_| false)
+            start(&inner, &[], &|_| Coming::default())
         })
     }
 
@@ -228,9 +240,17 @@ impl Rebuilt {
             return Err(e);
         }
         rebuilt.others(image, place, kernels)?;
-        rebuilt.lost = rebuilt.unheld(image, kernels)?;
+        let unheld = rebuilt.unheld(image, kernels)?;
+        rebuilt.lost.extend(unheld);
         // A kernel that cannot loses them, and the connections that can live do.
-        let in_queues = accept::put(&rebuilt.waiting, kernels).unwrap_or_else(|e| {
+        let mut found = Finder::new(place);
+        let ports: HashSet<_> = rebuilt.waiting.iter().map(|tcp| tcp.local.port).collect();
+        let listeners = image.listeners.iter();
+        let listeners = listeners
+            .filter(|listener| ports.contains(&listener.local.port))
+            .map(|l| found.duplicate(&l.common, &listen::name(l.local)))
+            .collect::<Result<Vec<_>, Error>>()?;
+        let in_queues = accept::put(&rebuilt.waiting, &listeners, kernels).unwrap_or_else(|e| {
             let why = std::error::Error::source(&e).map(ToString::to_string);
             let named = rebuilt.waiting.iter().map(ToString::to_string);
             let which: Vec<String> = named.collect();
@@ -242,11 +262,35 @@ impl Rebuilt {
             )]
         });
         rebuilt.lost.extend(in_queues);
+        rebuilt.expect(image, kernels)?;
         Ok(rebuilt)
     }
 
     pub(super) fn adopt(netns: &Path, image: &Sockets, place: Placed<'_>) -> Result<Self, Error> {
-        Self::find(netns, image, place, State::Connected)
+        let mut rebuilt = Self::find(netns, image, place, State::Connected)?;
+        rebuilt.expect(
+            image,
+            Kernels {
+                source: image.kernel,
+                here: common::kernel()?,
+            },
+        )?;
+        Ok(rebuilt)
+    }
+
+    /// Handshakes that are under way.
+    fn expect(&mut self, image: &Sockets, kernels: Kernels) -> Result<(), Error> {
+        let interfaces = common::interfaces()?;
+        let here = |end| common::rescope(end, &image.interfaces, &interfaces);
+        let half_open = image.half_open.iter().map(|half| HalfOpen {
+            local: here(half.local),
+            peer: here(half.peer),
+            ..half.clone()
+        });
+        let (expected, lost) = HalfOpens::expect(&self.netns, half_open.collect(), kernels)?;
+        self.half_open = Mutex::new(expected);
+        self.lost.extend(lost);
+        Ok(())
     }
 
     fn build_all(&mut self, image: &Sockets, kernels: Kernels) -> Result<(), Error> {
@@ -255,6 +299,12 @@ impl Rebuilt {
         self.refused.extend(each(&all, |c, tcp| {
             tcp::rebuild(&c.fd, tcp, [c.tcp.local, c.tcp.peer], kernels)
         })?);
+        let connections: Vec<_> = all.iter().map(|(c, tcp)| (&c.fd, *tcp)).collect();
+        match warm::warm(&connections) {
+            Ok(0) => {}
+            Ok(cold) => tracing::warn!("{cold} congestion windows begin anew"),
+            Err(e) => tracing::warn!("congestion windows begin anew: {e}"),
+        }
         let rebuilt = Instant::now();
         // Only now: an end of an inner connection that leaves repair before the other end is there would be answered with RST.
         self.refused
@@ -278,6 +328,14 @@ impl Rebuilt {
             let ends = [here(connecting.local), here(connecting.peer)];
             self.refused
                 .extend(connecting::restore(&fd, connecting, ends, kernels)?);
+        }
+        for over in &image.over {
+            let fd = found.duplicate(&over.common, over)?;
+            match over::restore(&fd, over, here(over.local), kernels) {
+                Ok(refused) => self.refused.extend(refused),
+                // Nobody waits for it: the connections that live do not depend on it.
+                Err(e) => self.lost.push(format!("{over}: {}: {e}", over.loses())),
+            }
         }
         for listener in &image.listeners {
             let fd = found.duplicate(&listener.common, &listen::name(listener.local))?;
@@ -379,6 +437,7 @@ impl Rebuilt {
             refused: Vec::new(),
             waiting: waiting.collect(),
             orphans: Mutex::default(),
+            half_open: Mutex::default(),
             lost: Vec::new(),
             inner_open: AtomicBool::new(false),
             spent: Spent::default(),

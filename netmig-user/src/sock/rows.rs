@@ -1,20 +1,55 @@
 //! Every socket as a row: class, owners, fate.
-use std::{collections::HashSet, os::fd::OwnedFd};
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::OwnedFd,
+};
 
-use netmig_core::socket::{ARRIVALS, Class, ECN, Engine, Fate, Kind, Owner, Row, State, rule_for};
+use netmig_core::{
+    image::v1::sock::HalfOpen,
+    socket::{ARRIVALS, Class, ECN, Engine, Fate, Kind, Owner, Row, State, rule_for},
+};
 
 use super::{
     accept, adrift, common,
-    diag::{self, Found},
+    diag::{self, Found, Name},
     error::Error,
     holders::Held,
     option::{self, Fresh},
-    survey,
+    over, survey, udp,
 };
 use crate::sys::sockopt;
 
-/// All rows of the caller's namespace: what the kernel lists, and what the processes hold besides.
-pub(super) fn rows(held: &Held, engine: Engine) -> Result<Vec<Row>, Error> {
+/// All rows of the caller's namespace: what the kernel lists, and what the processes hold besides. Processes that run open, accept and close
+/// between the one and the other: what would not survive counts only if a second look finds it as well.
+pub(super) fn rows(pids: &[i32], engine: Engine) -> Result<Vec<Row>, Error> {
+    let look = || look(&Held::by(pids)?, engine);
+    let rows = look()?;
+    if rows.iter().all(survives) {
+        return Ok(rows);
+    }
+    let again = look()?;
+    let known: HashMap<_, _> = again.iter().map(|row| (identity(row), row)).collect();
+    let settled = rows.into_iter().filter_map(|row| {
+        if survives(&row) {
+            return Some(row);
+        }
+        let there = *known.get(&identity(&row))?;
+        (there.class == row.class || survives(there)).then(|| there.clone())
+    });
+    Ok(settled.collect())
+}
+
+fn survives(row: &Row) -> bool {
+    matches!(row.fate, Fate::Moves | Fate::MovesWithout(_))
+}
+
+/// What is the same of a socket whenever one looks.
+fn identity(row: &Row) -> (Kind, u64, &str, &str) {
+    (row.kind, row.inode, &row.local, &row.peer)
+}
+
+/// One look at them.
+fn look(held: &Held, engine: Engine) -> Result<Vec<Row>, Error> {
     // What the kernel has to be asked once is asked now, and not in a blackout.
     if !adrift::readable() || !accept::supported() {
         tracing::debug!("this kernel does not let all sockets move that no process holds");
@@ -30,15 +65,33 @@ pub(super) fn rows(held: &Held, engine: Engine) -> Result<Vec<Row>, Error> {
         let inet = matches!(socket.kind, Kind::Tcp | Kind::Udp | Kind::UdpLite);
         if inet
             && let Some(owners) = held.get(socket.inode)
-            // A running process may have closed it meanwhile.
-            && let Ok(fd) = held.duplicate(owners)
+            && let Some(fd) = held.duplicate_while_running(socket.inode, owners)
         {
             row.options = options(&fd, socket, &mut fresh)?;
         }
         rows.push(row);
     }
     rows.extend(unlisted(&found, held, engine)?);
+    rows.extend(waited_for(&accept::under_way(&found)?, engine));
     Ok(rows)
+}
+
+/// Rows of handshakes that the kernel does not know of: this process waits for their ACKs.
+pub(super) fn waited_for(half_open: &[HalfOpen], engine: Engine) -> Vec<Row> {
+    let row = |half: &HalfOpen| Row {
+        kind: Kind::Tcp,
+        state: State::SynRecv,
+        local: half.local.to_string(),
+        peer: half.peer.to_string(),
+        inode: 0,
+        owners: Vec::new(),
+        rqueue: 0,
+        wqueue: 0,
+        options: Vec::new(),
+        class: Class::TcpSynRecv,
+        fate: rule_for(Class::TcpSynRecv, engine).verdict.into(),
+    };
+    half_open.iter().map(row).collect()
 }
 
 /// Rows of sockets that the processes hold and no list has: neither bound nor connected, of a family without sock_diag, or made in
@@ -47,11 +100,16 @@ pub(super) fn unlisted(found: &[Found], held: &Held, engine: Engine) -> Result<V
     let listed: HashSet<u64> = found.iter().map(|f| f.inode).collect();
     let mut rows = Vec::new();
     for (inode, owners) in held.iter().filter(|(inode, _)| !listed.contains(inode)) {
-        if let Ok(fd) = held.duplicate(owners) {
+        if let Some(fd) = held.duplicate_while_running(inode, owners) {
             rows.push(by_descriptor(&fd, inode, owners, engine)?);
         }
     }
     Ok(rows)
+}
+
+/// Whether the image has to say something of it.
+pub(super) fn concerns(row: &Row, engine: Engine) -> bool {
+    engine == Engine::Criu || matches!(row.kind, Kind::Tcp | Kind::Udp | Kind::Mptcp)
 }
 
 /// One row, without options.
@@ -98,7 +156,7 @@ pub(super) fn classify(socket: &Found, held: &Held) -> Class {
         _ if socket.kernel => Class::Kernel,
         _ if !owned => Class::Foreign,
         Kind::Mptcp => Class::Mptcp,
-        Kind::Udp if socket.wqueue > 0 => Class::UdpCorked,
+        Kind::Udp if socket.wqueue > 0 && corked(socket, held) => Class::UdpCorked,
         Kind::Udp if socket.rqueue > 0 => Class::UdpQueued,
         Kind::Udp => Class::Udp,
         Kind::UdpLite => Class::UdpLite,
@@ -119,10 +177,16 @@ pub(super) fn classify(socket: &Found, held: &Held) -> Class {
     }
 }
 
+/// The list shows what is on its way out, too.
+fn corked(socket: &Found, held: &Held) -> bool {
+    let owners = held.get(socket.inode).unwrap_or_default();
+    held.duplicate_while_running(socket.inode, owners)
+        .is_some_and(|fd| udp::corked(&fd).unwrap_or(true))
+}
+
 fn tcp(socket: &Found, owned: bool) -> Class {
     match socket.state {
         State::TimeWait => adrift::classify(socket),
-        State::SynRecv => Class::TcpSynRecv,
         _ if socket.ulp == "mptcp" => Class::MptcpPath,
         // close() leaves no socket in these two states: one without an inode has not been accepted yet.
         State::Established | State::CloseWait if socket.inode == 0 => {
@@ -133,6 +197,8 @@ fn tcp(socket: &Found, owned: bool) -> Class {
             }
         }
         _ if socket.inode == 0 => adrift::classify(socket),
+        // TCP_FASTOPEN: it was accepted before its handshake has ended.
+        State::SynRecv => Class::TcpSynRecvStuck,
         _ if !owned => Class::TcpElsewhere,
         _ if !socket.ulp.is_empty() => Class::TcpUlp,
         State::Established => Class::TcpEstablished,
@@ -140,6 +206,8 @@ fn tcp(socket: &Found, owned: bool) -> Class {
         State::FinWait1 | State::FinWait2 | State::Closing | State::LastAck => Class::TcpShut,
         State::SynSent => Class::TcpSynSent,
         State::Listen => Class::TcpListen,
+        // It keeps the port that it was bound to, and so is listed (6.8); connect(2) forgets a peer that it gives up.
+        State::Close if socket.peer != Name::None => Class::TcpOver,
         State::Close => Class::TcpClosed,
     }
 }
@@ -176,6 +244,7 @@ fn by_descriptor(fd: &OwnedFd, inode: u64, owners: &[Owner], engine: Engine) -> 
     };
     let class = match kind {
         _ if !here(fd)? => Class::OtherNetns,
+        Kind::Tcp if over::is(fd)? => Class::TcpOver,
         Kind::Tcp => Class::TcpClosed,
         Kind::Mptcp => Class::Mptcp,
         Kind::Udp => Class::Udp,

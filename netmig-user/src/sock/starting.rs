@@ -16,11 +16,20 @@ use super::{
     tcp,
 };
 
+/// What lies in a hold of a connection's peer, and is delivered right behind the opening.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Coming {
+    /// The peer thinks that the container has some of it.
+    pub promised: bool,
+    /// End of what the peer has acknowledged by it; none if that is not known.
+    pub acked: Option<u32>,
+}
+
 /// Own data first, then the peer, then the question for lost ACKs: the order that was measured to be the quickest.
 pub(super) fn start(
     connections: &[&Connection],
     translated: &[Translated],
-    later: &(dyn Fn(&Tcp) -> bool + Sync),
+    coming: &(dyn Fn(&Tcp) -> Coming + Sync),
 ) -> Result<Opened, Error> {
     let parts = cores::parts(connections, |part| {
         let mut injector = Injector::translating(translated);
@@ -32,7 +41,7 @@ pub(super) fn start(
                 flight: &c.flight,
                 inner: c.inner,
             };
-            match starting.start(&mut injector, later(&c.tcp)) {
+            match starting.start(&mut injector, coming(&c.tcp)) {
                 Ok(asked) => probed += usize::from(asked),
                 Err(e) => failed = failed.or(Some(e)),
             }
@@ -63,16 +72,17 @@ pub(super) struct Starting<'a> {
 
 impl Starting<'_> {
     /// Starts it; says whether its peer was asked for an ACK.
-    pub(super) fn start(&self, injector: &mut Injector, later: bool) -> Result<bool, Error> {
+    pub(super) fn start(&self, injector: &mut Injector, coming: Coming) -> Result<bool, Error> {
         let tcp = self.tcp;
+        let acked = self.acked(coming);
         let refused = option::apply(self.fd, &tcp.common.settings, When::Open, tcp);
         // A window far below what the peer has offered before is one that a drain has shrunk, or one that may have opened meanwhile.
         let probe =
-            !self.inner && (tcp.in_flight() > 0 || tcp.peer_window < tcp.window.max_window / 2);
+            !self.inner && (tcp.in_flight() > acked || tcp.peer_window < tcp.window.max_window / 2);
         // What is sent once more must come before our FIN: both ends may be gone right after that, and would answer with RST.
         let ending = tcp.state.fin_written() && tcp.state != TcpState::FinWait2;
         if probe && ending {
-            self.ask(injector)?;
+            self.ask(injector, acked)?;
         }
         // Which FIN came first decides between LAST_ACK and CLOSING.
         if matches!(tcp.state, TcpState::CloseWait | TcpState::LastAck) {
@@ -102,13 +112,13 @@ impl Starting<'_> {
         }
         // An inner peer knows already. One that has sent its FIN sends no more; and that connection may be over by now, and would
         // answer with RST.
-        if !self.inner && !later && !tcp.state.fin_received() {
+        if !self.inner && !coming.promised && !tcp.state.fin_received() {
             injector
                 .keepalive(tcp)
                 .on("making it tell its window", tcp)?;
         }
         if probe && !ending {
-            self.ask(injector)?;
+            self.ask(injector, acked)?;
         }
         match refused.into_iter().next() {
             Some(Refused { source, .. }) => Err(source).on("setting a timer option", tcp),
@@ -116,15 +126,28 @@ impl Starting<'_> {
         }
     }
 
-    /// Asks its peer for an ACK, and sends what was in flight once more.
-    fn ask(&self, injector: &mut Injector) -> Result<(), Error> {
+    /// Bytes in flight of which it is known that the peer has them.
+    fn acked(&self, coming: Coming) -> u32 {
+        let acked = coming
+            .acked
+            .map_or(0, |end| end.wrapping_sub(self.tcp.snd_una));
+        // Nothing else is believed: the stack will not, either.
+        if acked <= self.tcp.in_flight() {
+            acked
+        } else {
+            0
+        }
+    }
+
+    /// Asks its peer for an ACK, and sends what was in flight once more, but for the first bytes, which are `acked`.
+    fn ask(&self, injector: &mut Injector, acked: u32) -> Result<(), Error> {
         let tcp = self.tcp;
         let stamp = tcp::stamp(self.fd, tcp)?;
         injector
             .probe(tcp, stamp)
             .on("asking its peer for an ACK", tcp)?;
         injector
-            .resend(tcp, stamp, self.flight)
+            .resend(tcp, stamp, self.flight, acked)
             .on("sending what was in flight once more", tcp)
     }
 }

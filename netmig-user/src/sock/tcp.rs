@@ -55,21 +55,32 @@ pub(super) fn refresh(fd: &OwnedFd, tcp: &mut Tcp) -> Result<(), Error> {
     tcp.congestion = congestion(fd, tcp)?;
     tcp.window_clamp =
         sockopt::read(fd, TCP, libc::TCP_WINDOW_CLAMP).on("reading TCP_WINDOW_CLAMP", &name)?;
-    // With an offset MSG_PEEK would begin there. TCP has none before 6.9 (sk_getsockopt: no set_peek_off).
+    from_the_beginning(fd, &name, || {
+        let repair = Repair::enter(fd, tcp.common.reuseaddr, &name)?;
+        let read = read(&repair, tcp);
+        let left = repair.leave();
+        read.and(left)
+    })
+}
+
+/// Reads while SO_PEEK_OFF is off: with an offset MSG_PEEK would begin there. TCP has none before 6.9 (sk_getsockopt: no set_peek_off).
+pub(super) fn from_the_beginning<T>(
+    fd: &OwnedFd,
+    name: &str,
+    read: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
     let peek = match sockopt::int(fd, SOL, SO_PEEK_OFF) {
         Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => -1,
-        read => read.on("reading SO_PEEK_OFF", &name)?,
+        asked => asked.on("reading SO_PEEK_OFF", &name)?,
     };
     if peek >= 0 {
         sockopt::set_int(fd, SOL, SO_PEEK_OFF, -1).on("setting SO_PEEK_OFF", &name)?;
     }
-    let repair = Repair::enter(fd, tcp.common.reuseaddr, &name)?;
-    let read = read(&repair, tcp);
-    let left = repair.leave();
+    let done = read();
     if peek >= 0 {
         sockopt::set_int(fd, SOL, SO_PEEK_OFF, peek).on("setting SO_PEEK_OFF back", &name)?;
     }
-    read.and(left)
+    done
 }
 
 /// The name of its congestion control.
@@ -214,7 +225,10 @@ pub(super) fn rebuild(
     }
     sockopt::set_u32(fd, TCP, libc::TCP_MAXSEG, tcp.mss.clamp(88, 32767))
         .on("setting TCP_MAXSEG", tcp)?;
-    bind(fd.as_raw_fd(), common::address(ends[0]).as_ref()).on("binding", tcp)?;
+    // CRIU binds what it takes for a socket that has never been connected.
+    if common::own_end(fd).on("asking for its name", tcp)?.port == 0 {
+        bind(fd.as_raw_fd(), common::address(ends[0]).as_ref()).on("binding", tcp)?;
+    }
     connect(fd.as_raw_fd(), common::address(ends[1]).as_ref()).on("connecting in repair", tcp)?;
     set_negotiated(fd, tcp)?;
     sockopt::set_u32(fd, TCP, libc::TCP_TIMESTAMP, timestamp).on("setting TCP_TIMESTAMP", tcp)?;

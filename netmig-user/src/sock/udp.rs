@@ -1,18 +1,21 @@
 //! UDP sockets: the engine makes and binds them; netmig sets the options that the engine does not know, and delivers what waited in the
 //! receive queue as packets, with the sender's address, hop limit and type of service. UDP-Lite is the same with another number.
 use std::{
-    io::IoSliceMut,
+    io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, OwnedFd},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use netmig_core::{
-    image::v1::sock::{Common, Datagram, Endpoint, Udp},
+    image::v1::sock::{Common, Datagram, Udp},
     socket::Kind,
 };
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
 
 use super::{
+    common,
     diag::{Found, Name},
     error::{Error, On},
     groups::Groups,
@@ -46,6 +49,22 @@ pub(super) fn dump(
         walk(fd, &mut udp).on("walking the receive queue", socket)?;
     }
     Ok(udp)
+}
+
+/// How long bytes stay in the send queue (`sk_wmem_alloc`) of a socket that has not sent them: those of a datagram that has gone leave it
+/// as soon as the device is done with it. One that waits for a neighbour's address stays as well.
+const STAYS: Duration = Duration::from_millis(20);
+
+/// Whether a datagram is under construction (UDP_CORK, MSG_MORE): the kernel does not say so, but its bytes stay where they are.
+pub(super) fn corked(fd: &OwnedFd) -> io::Result<bool> {
+    let until = Instant::now() + STAYS;
+    while sockopt::queue_len(fd, libc::TIOCOUTQ)? > 0 {
+        if Instant::now() >= until {
+            return Ok(true);
+        }
+        sleep(Duration::from_millis(1));
+    }
+    Ok(false)
 }
 
 /// Sets what may differ on a socket that the engine has restored.
@@ -121,7 +140,7 @@ fn peek_all(fd: &OwnedFd, udp: &mut Udp) -> nix::Result<()> {
             Err(nix::Error::EINTR) => continue,
             Err(e) => return Err(e),
         };
-        let from = message.address.as_ref().and_then(endpoint);
+        let from = message.address.as_ref().and_then(common::endpoint);
         let (mut to, mut ttl, mut tos, mut segment) = (None, 64, 0, 0);
         let byte = |value: i32| u8::try_from(value & 0xff).unwrap_or(0);
         for c in message.cmsgs()? {
@@ -168,17 +187,49 @@ fn peek_all(fd: &OwnedFd, udp: &mut Udp) -> nix::Result<()> {
     }
 }
 
-pub(super) fn endpoint(address: &SockaddrStorage) -> Option<Endpoint> {
-    if let Some(v4) = address.as_sockaddr_in() {
-        return Some(Endpoint {
-            ip: IpAddr::V4(v4.ip()),
-            port: v4.port(),
-            scope: 0,
-        });
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::UdpSocket,
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
+
+    use nix::sys::socket::send;
+
+    use super::*;
+
+    fn pair() -> (UdpSocket, UdpSocket) {
+        let [one, other] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").expect("a socket"));
+        let at = other.local_addr().expect("its address");
+        one.connect(at).expect("connected");
+        (one, other)
     }
-    address.as_sockaddr_in6().map(|v6| Endpoint {
-        ip: IpAddr::V6(v6.ip()),
-        port: v6.port(),
-        scope: v6.scope_id(),
-    })
+
+    #[test]
+    fn only_a_datagram_under_construction_is_corked() {
+        let (one, other) = pair();
+        let fd = OwnedFd::from(one.try_clone().expect("a duplicate"));
+        assert!(!corked(&fd).expect("asked"));
+        let over = AtomicBool::new(false);
+        // What is on its way is sent, at whatever moment one looks.
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    one.send(&[0; 60_000]).expect("sent");
+                }
+            });
+            let busy = (0..2000).any(|_| corked(&fd).expect("asked"));
+            over.store(true, Ordering::Relaxed);
+            assert!(!busy);
+        });
+        drop(other);
+        let begun = send(
+            fd.as_raw_fd(),
+            b"begun",
+            MsgFlags::from_bits_retain(libc::MSG_MORE),
+        )
+        .expect("begun");
+        assert_eq!((begun, corked(&fd).expect("asked")), (5, true));
+    }
 }

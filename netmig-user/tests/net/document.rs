@@ -7,7 +7,8 @@ use std::{
 use netmig_user::net::document::{Document, SCHEMA};
 
 use crate::{
-    round_trip::{FILTERS, FIXTURE},
+    filters::FILTERS,
+    round_trip::FIXTURE,
     world::{container, ns, on, segment, sh, world},
 };
 
@@ -210,6 +211,71 @@ fn bad_input_says_what_where_and_what_to_do() {
             3,
             &["has a link eth0 already"],
         );
+    });
+}
+
+#[test]
+fn what_cannot_be_made_is_named_and_the_rest_made_without_it() {
+    world(|| {
+        segment(&["a", "b"]);
+        container("a", "src", "02:00:00:00:00:10");
+        on("src", || {
+            sh("ip addr add 192.0.2.10/24 dev eth0; ip link add inner0 type veth peer name inner1
+                ip link add vx0 type vxlan id 77 remote 192.0.2.99 dstport 4789 dev eth0
+                ip link set vx0 up; ip addr add 10.7.0.1/24 dev vx0; ip route add 10.70.0.0/16 via 10.7.0.9 dev vx0
+                ip link set inner0 up; ip link set inner1 up; ip addr add 10.8.0.1/24 dev inner0; ip route add 10.80.0.0/16 dev inner0")
+        });
+        on("a", || {
+            net(&["dump", "--netns", "src", "--out", "/run/one"])
+        });
+        let text = fs::read_to_string("/run/one").unwrap();
+        let mut document: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let network = &mut document["network"];
+        for link in network["links"].as_array_mut().unwrap() {
+            if link["name"] == "vx0" {
+                link["kind"]["virtual"]["kind"] = "of_another_kernel".into();
+            }
+        }
+        for route in network["routes"].as_array_mut().unwrap() {
+            if route["destination"]["address"] == "10.80.0.0" {
+                route["next_hops"][0]["link"] = "gone0".into();
+            }
+        }
+        fs::write("/run/odd", document.to_string()).unwrap();
+        let restore = |more: &[&str]| {
+            let args = [
+                "restore", "/run/odd", "--netns", "dst", "--attach", "eth0=br0",
+            ];
+            on("b", || told(&net(&[&args, more].concat())))
+        };
+        let (code, said) = restore(&[]);
+        assert_eq!(code, Some(3), "{said}");
+        for words in [
+            "link vx0 is a of_another_kernel device, which cannot be made here",
+            "needs link gone0, which the container does not have",
+        ] {
+            assert!(said.contains(words), "no `{words}` in {said}");
+        }
+        assert!(!ns("dst").exists());
+        for more in [&["--partial", "--check"][..], &["--partial"]] {
+            let (code, said) = restore(more);
+            assert_eq!(code, Some(0), "{said}");
+            for words in [
+                "link vx0 is left out: it is a of_another_kernel device",
+                "address 10.7.0.1/24 is left out: it needs link vx0",
+                "route 10.70.0.0/16 via 10.7.0.9 dev vx0 table 254 is left out: it needs link vx0",
+                "route 10.80.0.0/16 dev gone0 table 254 is left out: it needs link gone0",
+            ] {
+                assert!(said.contains(words), "no `{words}` in {said}");
+            }
+        }
+        let (code, said) = told(&net(&["diff", "/run/one", "netns:dst"]));
+        let all_named = |line: &str| {
+            ["vx0", "10.7.0", "10.70.0", "10.80.0"]
+                .iter()
+                .any(|gone| line.contains(gone))
+        };
+        assert!(code == Some(1) && said.lines().all(all_named), "{said}");
     });
 }
 

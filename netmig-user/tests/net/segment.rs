@@ -54,7 +54,7 @@ fn an_announcement_is_heard_and_moves_the_port() {
             looks > 30
         };
         let announced = on("b", || {
-            net::announce(&ns("dst"), &created.links, &image, LIMIT, heard)
+            net::announce(&ns("dst"), &created.links, &image, &[], LIMIT, heard)
         })
         .unwrap();
         assert!(
@@ -86,6 +86,49 @@ fn an_announcement_is_heard_and_moves_the_port() {
     });
 }
 
+/// The address is that of a bridge inside, which sends through the link that hangs on the host.
+#[test]
+fn the_address_of_a_bridge_inside_is_announced() {
+    world(|| {
+        segment(&["a", "peer"]);
+        container("a", "src", MAC);
+        sh("ip -n src link add br7 address 02:00:00:00:07:07 type bridge mcast_snooping 0; ip -n src link set eth0 master br7
+            ip -n src link add alone type veth peer name other; ip -n src link set alone up; ip -n src link set other up
+            ip -n src link set br7 up; ip -n src addr add 192.0.2.10/24 dev br7; ip -n src addr add 10.0.0.1/24 dev alone");
+        let image = net::snapshot(&ns("src")).unwrap();
+        let links = on("a", || net::links(&ns("src"))).unwrap();
+        let peer = on("peer", || PacketSocket::open(device("br0")).unwrap());
+        let announced = on("a", || {
+            net::announce(&ns("src"), &links, &image, &[], Duration::ZERO, &mut || {
+                false
+            })
+        })
+        .unwrap();
+        assert_eq!(announced.failed, [] as [&str; 0]);
+        let mut claims = Vec::new();
+        while let Some(frame) = peer.receive(Duration::from_millis(100)).unwrap() {
+            claims.extend(claim(&frame));
+        }
+        let of = |address: &str| {
+            claims
+                .iter()
+                .filter(|c| c.address == ip(address))
+                .collect::<Vec<_>>()
+        };
+        assert!(
+            !of("192.0.2.10").is_empty()
+                && of("192.0.2.10")
+                    .iter()
+                    .all(|c| c.mac.to_string() == "02:00:00:00:07:07"),
+            "{claims:?}"
+        );
+        assert!(
+            of("10.0.0.1").is_empty(),
+            "that one reaches nobody outside: {claims:?}"
+        );
+    });
+}
+
 #[test]
 fn a_link_that_is_down_is_named_and_the_others_are_announced() {
     world(|| {
@@ -93,7 +136,7 @@ fn a_link_that_is_down_is_named_and_the_others_are_announced() {
         let links = on("a", || net::links(&ns("src"))).unwrap();
         sh("ip -n src link set eth0 down");
         let announced = on("a", || {
-            net::announce(&ns("src"), &links, &image, LIMIT, &mut || false)
+            net::announce(&ns("src"), &links, &image, &[], LIMIT, &mut || false)
         })
         .unwrap();
         assert!(
@@ -114,6 +157,7 @@ fn announcing_ends_at_the_limit_when_nobody_is_heard() {
                 &ns("src"),
                 &links,
                 &image,
+                &[],
                 Duration::from_millis(100),
                 &mut || false,
             )
@@ -245,6 +289,7 @@ fn a_switch_that_listens_to_reports_learns_the_groups() {
                 &ns("dst"),
                 &created.links,
                 &image,
+                &[],
                 Duration::from_millis(10),
                 &mut || false,
             )

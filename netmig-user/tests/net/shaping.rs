@@ -1,9 +1,10 @@
 //! Traffic shaping comes along, or is named.
+use netmig_core::image::v1::net::Network;
 use netmig_user::net;
 
 use crate::{
     round_trip::same,
-    world::{MOVE, attach, container, ns, on, segment, sh, world},
+    world::{MOVE, attach, container, made_at_b, ns, on, segment, sh, world},
 };
 
 /// Kinds that some kernels lack are left out there. A pair for each, in the namespace alone.
@@ -66,11 +67,7 @@ fn disciplines_and_classes_come_along() {
         );
         let check = on("b", || net::objections(&ns("dst"), &image, &attach(), MOVE)).unwrap();
         assert_eq!(check, net::check::Found::default());
-        let created = on("b", || {
-            net::create(&ns("dst"), &image, &attach(), MOVE, &mut |_| Ok(()))
-        })
-        .unwrap();
-        assert_eq!(created.warnings, [] as [&str; 0]);
+        made_at_b(&image);
         same(&image, &net::snapshot(&ns("dst")).unwrap());
         let shown = |name: &str| on(name, || sh(SHOWN));
         assert_eq!(shown("src"), shown("dst"));
@@ -81,29 +78,140 @@ fn disciplines_and_classes_come_along() {
     });
 }
 
+/// This kernel has classifiers u32 and bpf, and the action mirred: the others are tried in guests (tests/links.rs).
+const FILTERS: &str = "
+    ip link add other type ifb; ip link set other up
+    tc qdisc add dev eth0 root handle 1: htb default 1
+    tc class add dev eth0 parent 1: classid 1:1 htb rate 10mbit
+    tc class add dev eth0 parent 1:1 classid 1:2 htb rate 5mbit
+    tc filter add dev eth0 parent 1: protocol ip prio 20 u32 match ip dport 80 0xffff flowid 1:1
+    tc filter add dev eth0 parent 1: protocol ip prio 10 u32 match ip sport 81 0xffff match u32 0 0 at 4 flowid 1:2
+    tc filter add dev eth0 parent 1: protocol ip prio 10 u32 match ip src 10.0.0.0/8 flowid 1:1
+    tc filter add dev eth0 parent 1: prio 5 handle 7: protocol ip u32 divisor 16
+    tc filter add dev eth0 parent 1: prio 5 protocol ip u32 ht 7:3: match ip dst 10.1.0.0/16 flowid 1:2
+    tc filter add dev eth0 parent 1: prio 5 protocol ip u32 link 7: hashkey mask 0x0000000f at 16 match ip protocol 6 0xff
+    tc filter add dev eth0 parent 1:1 protocol ipv6 prio 3 u32 match ip6 dport 443 0xffff flowid 1:2
+    tc qdisc add dev eth0 clsact
+    tc filter add dev eth0 ingress protocol ip prio 1 u32 match ip dport 81 0xffff action mirred egress redirect dev other
+    tc filter add dev eth0 egress protocol all prio 2 u32 match u32 0 0 action mirred egress mirror dev other action mirred egress mirror dev lo
+    tc qdisc add dev other handle ffff: ingress
+    tc filter add dev other parent ffff: protocol ip prio 9 u32 match u8 9 0xff at 8 flowid 1:1";
+
 #[test]
-fn what_is_not_carried_is_named() {
+fn filters_come_along() {
     world(|| {
-        segment(&["a"]);
+        segment(&["a", "b"]);
         container("a", "src", "02:00:00:00:00:10");
-        let plain = net::snapshot(&ns("src")).unwrap();
-        assert_eq!((plain.not_carried, plain.shaping), (Vec::new(), Vec::new()));
+        on("src", || sh(FILTERS));
+        let image = net::snapshot(&ns("src")).unwrap();
+        assert_eq!(image.not_carried, [] as [&str; 0]);
+        let count = |network: &Network| {
+            network
+                .shaping
+                .iter()
+                .map(|d| d.filters.len())
+                .sum::<usize>()
+        };
+        assert_eq!(
+            (image.shaping.len(), count(&image)),
+            (3, 10),
+            "{:#?}",
+            image.shaping
+        );
+        let check = on("b", || net::objections(&ns("dst"), &image, &attach(), MOVE)).unwrap();
+        assert_eq!((check.objections, check.warnings), (vec![], vec![]));
+        made_at_b(&image);
+        same(&image, &net::snapshot(&ns("dst")).unwrap());
+        // What tc itself says of them, but for the numbers of the tables that the kernel chooses, what was counted and when.
+        let shown = |name: &str| {
+            on(name, || {
+                sh("for at in 'root' 'parent 1:' 'parent 1:1' ingress egress; do tc filter show dev eth0 $at; done; tc filter show dev other ingress
+                    tc filter show dev eth0 parent 1: | grep -c 'fh 7:3:800 '")
+            })
+            .replace("fh 801:", "fh 800:")
+            .replace("fh 802:", "fh 800:")
+            .replace("key ht 801", "key ht 800")
+            .replace("key ht 802", "key ht 800")
+        };
+        let (before, after) = (shown("src"), shown("dst"));
+        let lines = |text: &str| {
+            text.lines()
+                .map(str::to_owned)
+                .collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(lines(&after), lines(&before));
+    });
+}
+
+#[test]
+fn a_program_as_a_filter_is_named() {
+    world(|| {
+        segment(&["a", "b"]);
+        container("a", "src", "02:00:00:00:00:10");
         on("src", || {
             sh("tc qdisc add dev eth0 root handle 1: htb default 1
-                tc class add dev eth0 parent 1: classid 1:1 htb rate 10mbit
-                tc filter add dev eth0 parent 1: protocol ip u32 match ip dport 80 0xffff flowid 1:1
-                tc qdisc add dev eth0 handle ffff: ingress
-                tc filter add dev eth0 ingress protocol ip u32 match ip dport 81 0xffff flowid 1:1")
+                tc filter add dev eth0 parent 1: protocol ip prio 4 bpf bytecode '1,6 0 0 0,' flowid 1:1
+                tc filter add dev eth0 parent 1: protocol ip prio 6 u32 match ip dport 80 0xffff flowid 1:1
+                tc filter add dev eth0 parent 1: protocol ip prio 7 u32 match ip dport 81 0xffff police rate 1mbit burst 10k drop flowid 1:1 2>/dev/null || true
+                tc qdisc add dev lo root handle 2: red limit 400000 min 30000 max 90000 avpkt 1000 2>/dev/null || true")
         });
         let found = net::snapshot(&ns("src")).unwrap();
         assert_eq!(
-            found.not_carried,
+            found
+                .not_carried
+                .iter()
+                .filter(|w| !w.contains(" red "))
+                .collect::<Vec<_>>(),
             [
-                "link eth0 has a queueing discipline ingress ffff: (with its classes and filters): not carried, set it up at the target",
-                "the queueing discipline htb 1: of link eth0 has filters: not carried, set them up at the target",
+                "bpf filter 1 of preference 4 on the queueing discipline htb 1: of link eth0: filters of this kind cannot be read in a form in which \
+                 they could be given back: not carried, set it up at the target",
             ]
         );
-        assert_eq!(found.shaping.len(), 1);
+        assert_eq!(found.shaping[0].filters.len(), 1);
+    });
+}
+
+/// The kernel shows filters of u32 of one preference wherever one of them lies.
+#[test]
+fn filters_that_cannot_be_told_from_each_other_are_named() {
+    world(|| {
+        segment(&["a"]);
+        container("a", "src", "02:00:00:00:00:10");
+        on("src", || {
+            sh("tc qdisc add dev eth0 clsact
+                tc filter add dev eth0 ingress protocol ip prio 5 u32 match ip dport 80 0xffff flowid 1:1
+                tc filter add dev eth0 egress protocol ip prio 5 u32 match ip dport 81 0xffff flowid 1:1
+                tc filter add dev eth0 egress protocol ip prio 6 u32 match ip dport 82 0xffff flowid 1:1")
+        });
+        let found = net::snapshot(&ns("src")).unwrap();
+        assert!(
+            matches!(&found.not_carried[..], [one] if one.starts_with("u32 filters of preference 5 on the queueing discipline clsact ffff: of link eth0: ")),
+            "{:?}",
+            found.not_carried
+        );
+        assert_eq!(found.shaping[0].filters.len(), 1);
+    });
+}
+
+#[test]
+fn a_filter_that_the_target_lacks_is_named_before_anything_is_made() {
+    world(|| {
+        segment(&["a", "b"]);
+        container("a", "src", "02:00:00:00:00:10");
+        on("src", || {
+            sh("tc qdisc add dev eth0 root handle 1: htb
+                tc class add dev eth0 parent 1: classid 1:1 htb rate 10mbit
+                tc filter add dev eth0 parent 1: protocol ip prio 6 u32 match ip dport 80 0xffff flowid 1:1")
+        });
+        let mut image = net::snapshot(&ns("src")).unwrap();
+        image.shaping[0].filters[0].kind = "strange".into();
+        let check = on("b", || net::objections(&ns("dst"), &image, &attach(), MOVE)).unwrap();
+        assert!(check.objections.is_empty(), "{check:?}");
+        assert!(
+            matches!(&check.warnings[..], [one, ..] if one.starts_with("setting up the strange filter 800 of preference 6 on the queueing discipline htb 1: of link eth0: ")
+                && one.ends_with("; the container goes on without it")),
+            "{check:?}"
+        );
     });
 }
 

@@ -7,7 +7,7 @@ use std::{
 use netmig_core::image::v1::conntrack::{Adjustment, Connection, Key};
 use netmig_user::net::{
     self,
-    conntrack::{Present, dump, forget, insert, passing},
+    conntrack::{Present, dump, expect, expectations, forget, insert, passing, passing_expected},
 };
 
 use crate::world::{MOVE, attach, container, ns, on, segment, sh, world};
@@ -44,7 +44,7 @@ fn what_is_remembered_of_the_traffic_comes_along_and_nothing_else() {
         on("src", || tracked("192.0.2.77", "192.0.2.10"));
         on("a", || tracked("192.0.2.77", "192.0.2.10"));
         on("a", || tracked("192.0.2.77", "192.0.2.11"));
-        let read = || on("a", || net::traffic::read(&ns("src"), &before)).unwrap();
+        let read = || on("a", || net::traffic::read(&ns("src"), &before, &[])).unwrap();
         let quiet = read();
         assert_eq!(quiet.filters, None, "nothing has counted");
         assert_eq!((quiet.connections.len(), quiet.host.len()), (1, 1));
@@ -53,7 +53,10 @@ fn what_is_remembered_of_the_traffic_comes_along_and_nothing_else() {
             sh("nft 'delete table inet t; table inet t { counter c { packets 9 bytes 99; }; }'")
         });
         let remembered = read();
-        let made = on("b", || net::traffic::make(&ns("dst"), &remembered)).unwrap();
+        let made = on("b", || {
+            net::traffic::make(&ns("dst"), &remembered, Present::Keep)
+        })
+        .unwrap();
         assert_eq!(made, [] as [&str; 0]);
         assert!(on("dst", || sh("nft list counters")).contains("packets 9 bytes 99"));
         let ends = |name: &str| -> Vec<_> {
@@ -69,7 +72,7 @@ fn what_is_remembered_of_the_traffic_comes_along_and_nothing_else() {
 }
 
 #[test]
-fn expectations_are_named() {
+fn expectations_come_along_with_their_connection() {
     world(|| {
         sh("ip netns add src; ip netns add dst");
         on("src", || {
@@ -79,33 +82,62 @@ fn expectations_are_named() {
         });
         let mut all = on("src", dump).unwrap();
         assert_eq!((all.len(), &all[0].helper), (1, &None), "{all:?}");
+        on("src", || forget(&all)).unwrap();
         all[0].helper = Some("ftp".into());
-        let made = on("dst", || insert(&all, Present::Keep)).unwrap();
+        let made = on("src", || insert(&all, Present::Keep)).unwrap();
         if made.iter().any(|why| why.contains("os error 95")) {
             eprintln!("not tested: this kernel has no conntrack helper for FTP");
             return;
         }
         assert_eq!(made, [] as [&str; 0]);
-        let helper = on("dst", dump).unwrap().remove(0).helper;
-        assert_eq!(helper.as_deref(), Some("ftp"));
-        let named = || net::snapshot(&ns("dst")).unwrap().not_carried;
-        assert_eq!(named(), [] as [&str; 0]);
+        let tracked = on("src", dump).unwrap();
+        assert_eq!(tracked[0].helper.as_deref(), Some("ftp"));
+        assert_eq!(on("src", expectations).unwrap(), []);
         // The helper for FTP has one at a time of each connection.
-        on("dst", || {
+        on("src", || {
             sh(
                 "conntrack -I expect -t 1000 -p tcp --orig-src 10.0.0.1 --orig-dst 10.0.0.2 --orig-port-src 4100 --orig-port-dst 21 \
                 --tuple-src 10.0.0.2 --tuple-dst 10.0.0.1 --tuple-port-src 20 --tuple-port-dst 3000 \
                 --mask-src 255.255.255.255 --mask-dst 255.255.255.255 --mask-port-src 0 --mask-port-dst 65535 2>/dev/null",
             )
         });
-        let named = named();
-        assert_eq!(named.len(), 1, "{named:?}");
+        let found = on("src", expectations).unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].master, tracked[0].original);
+        let address = |a: &str| a.parse().unwrap();
+        let through = |own: &[IpAddr]| {
+            on("src", || passing_expected(&[address("10.0.0.1")], own))
+                .unwrap()
+                .len()
+        };
+        assert_eq!((through(&[]), through(&[address("10.0.0.2")])), (1, 0));
+
+        // Without its connection there is none.
+        let failed = on("dst", || expect(&found)).unwrap();
         assert!(
-            named[0].starts_with("expectations of helper ftp: 1;"),
-            "{named:?}"
+            matches!(&failed[..], [one] if one.starts_with("an expectation of protocol 6 10.0.0.1 -> 10.0.0.2")
+                || one.starts_with("an expectation of protocol 6 10.0.0.1 port 4100 -> 10.0.0.2 port 21: ")),
+            "{failed:?}"
         );
-        let others = net::snapshot(&ns("src")).unwrap().not_carried;
-        assert_eq!(others, [] as [&str; 0]);
+        assert_eq!(
+            on("dst", || insert(&tracked, Present::Keep)).unwrap(),
+            [] as [&str; 0]
+        );
+        for _ in 0..2 {
+            assert_eq!(on("dst", || expect(&found)).unwrap(), [] as [&str; 0]);
+        }
+        let shown = |name: &str| {
+            // Its lifetime stands in front.
+            let shown = on(name, || sh("conntrack -L expect 2>/dev/null"));
+            shown
+                .trim_start_matches(|c: char| c.is_ascii_digit())
+                .to_owned()
+        };
+        assert!(shown("src").contains("helper=ftp"), "{}", shown("src"));
+        assert_eq!(shown("dst"), shown("src"));
+        // It goes with its connection.
+        on("dst", || forget(&tracked)).unwrap();
+        assert_eq!(on("dst", expectations).unwrap(), []);
     });
 }
 
@@ -202,13 +234,58 @@ fn entries_of_every_kind() {
         assert_eq!(on("dst", dump).unwrap(), []);
 
         let address = |a: &str| a.parse().unwrap();
-        let through = on("src", || passing(&[address("10.0.0.1")], &[])).unwrap();
+        let through = on("src", || passing(&[address("10.0.0.1")], &[], &[])).unwrap();
         assert_eq!(through.len(), 6, "{through:#?}");
         let through = on("src", || {
-            passing(&[address("10.0.0.1")], &[address("192.0.2.1")])
+            passing(&[address("10.0.0.1")], &[address("192.0.2.1")], &[])
         })
         .unwrap();
         assert_eq!(through.len(), 5, "one ends at this host");
+    });
+}
+
+/// Few are read one by one, many in one dump.
+#[test]
+fn many_are_read_as_few_are() {
+    world(|| {
+        sh("ip netns add src; ip netns add dst");
+        on("src", || sh(ENTRIES));
+        let few = on("src", dump).unwrap();
+        let one = few.iter().find(|c| c.mark == 7).unwrap();
+        let many: Vec<_> = (0..600)
+            .map(|i| {
+                let mut other = one.clone();
+                for tuple in [&mut other.original, &mut other.reply] {
+                    if let Key::Ports {
+                        source,
+                        destination,
+                    } = &mut tuple.key
+                    {
+                        for port in [source, destination] {
+                            *port = if *port == 80 { 80 } else { 20_000 + i };
+                        }
+                    }
+                }
+                other
+            })
+            .collect();
+        assert_eq!(
+            on("src", || insert(&many, Present::Keep)).unwrap(),
+            [] as [&str; 0]
+        );
+        let timeless = |mut c: Connection| {
+            c.timeout = 0;
+            // Those that netmig has made are lenient.
+            if let Some(tcp) = &mut c.tcp {
+                tcp.flags = (0, 0);
+            }
+            c
+        };
+        let found: Vec<_> = on("src", dump).unwrap().into_iter().map(timeless).collect();
+        assert_eq!(found.len(), few.len() + many.len());
+        for wanted in few.into_iter().chain(many).map(timeless) {
+            assert!(found.contains(&wanted), "{wanted:?}");
+        }
     });
 }
 

@@ -141,7 +141,7 @@ fn the_journalled_intent_finds_what_a_crash_left() {
     world(|| {
         let image = image();
         let before = trace();
-        let intent = on("b", || net::intent(&ns("dst"), &image, MOVE)).unwrap();
+        let intent = on("b", || net::intent(&ns("dst"), &image, &attach(), MOVE)).unwrap();
         // The agent dies while the gate is being attached: links made, nothing recorded.
         let died = std::panic::AssertUnwindSafe(|| {
             on("b", || {

@@ -8,7 +8,12 @@ use crate::world::{container, device, ns, on, segment, sh, world};
 
 /// What speaks against moving `src` from host a.
 fn refusals() -> Vec<String> {
-    on("a", || net::topology(&ns("src"))).unwrap().refusals
+    let found = on("a", || net::topology(&ns("src"))).unwrap();
+    let unfit = found
+        .unfit
+        .iter()
+        .map(|(link, what)| format!("link {link} is a {what}"));
+    found.refusals.iter().cloned().chain(unfit).collect()
 }
 
 fn one(words: &[&str]) {

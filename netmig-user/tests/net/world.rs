@@ -9,8 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netmig_core::{id::MoveId, proto::Attach};
-use netmig_user::sys::netns;
+use netmig_core::{id::MoveId, image::v1::net::Network, proto::Attach};
+use netmig_user::{
+    net::{self, Created},
+    sys::netns,
+};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
@@ -100,6 +103,16 @@ pub fn attach() -> Vec<Attach> {
     }]
 }
 
+/// The copy of a container on host b, in namespace `dst`, of which nothing had to be said.
+pub fn made_at_b(image: &Network) -> Created {
+    let created = on("b", || {
+        net::create(&ns("dst"), image, &attach(), MOVE, &mut |_| Ok(()))
+    })
+    .unwrap();
+    assert_eq!(created.warnings, [] as [&str; 0]);
+    created
+}
+
 /// Index of a device of the calling thread's namespace.
 pub fn device(name: &str) -> u32 {
     nix::net::if_::if_nametoindex(name).unwrap()
@@ -107,7 +120,12 @@ pub fn device(name: &str) -> u32 {
 
 /// From the namespace of the calling thread, asserts that a station answers at `address`: by refusing a datagram.
 pub fn reach(address: &str) {
-    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let any = if address.contains(':') {
+        "[::]:0"
+    } else {
+        "0.0.0.0:0"
+    };
+    let socket = UdpSocket::bind(any).unwrap();
     socket
         .set_read_timeout(Some(Duration::from_secs(2)))
         .unwrap();

@@ -10,10 +10,14 @@ use std::{
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use netmig_lab::peers::{
-    Direction, Outcome, bulk, dataset, idle, init, iperf3, redis,
-    stop::{Stop, say_ready},
-    udp, waiting,
+use netmig_lab::{
+    gauge,
+    peers::{
+        Direction, Outcome, bulk, dataset, idle, init, iperf3, redis,
+        stop::{Stop, say_ready},
+        udp, waiting,
+    },
+    soak,
 };
 
 #[derive(Parser)]
@@ -112,6 +116,40 @@ enum What {
         #[arg(long)]
         bytes: u64,
     },
+    /// The container of the soak: a program that hands itself over.
+    SoakServer {
+        /// How it is started at a target.
+        #[arg(long)]
+        command: String,
+        /// Decides what its ends do.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// Take over the state of the one that is being moved here.
+        #[arg(long)]
+        load: bool,
+    },
+    /// Connections to it in all states; a line of standard input asks how they are.
+    SoakClient {
+        /// Where it listens; taken in turn.
+        #[arg(long, required = true)]
+        to: Vec<SocketAddr>,
+        #[arg(long, default_value_t = 300)]
+        connections: usize,
+        /// Decides what its ends do.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// The container of the gauge: a program that hands itself over, or is moved as it is.
+    GaugeServer {
+        /// How it is started at a target.
+        #[arg(long)]
+        command: Option<String>,
+        /// Take over the state of the one that is being moved here.
+        #[arg(long, requires = "command")]
+        load: bool,
+    },
+    /// Its peer; a line of standard input asks what was felt of a move.
+    GaugeClient(gauge::client::Task),
     /// Print the value of a key.
     Ask {
         #[arg(long)]
@@ -246,6 +284,22 @@ fn run(what: What) -> anyhow::Result<()> {
         What::State { to, bytes } => {
             println!("{}", serde_json::to_string(&dataset::state(to, bytes)?)?)
         }
+        What::SoakServer {
+            command,
+            seed,
+            load,
+        } => soak::server::run(vec![command], load, seed)?,
+        What::SoakClient {
+            to,
+            connections,
+            seed,
+        } => soak::client::run(to, connections, seed)?,
+        What::GaugeServer { command, load } => gauge::server::run(match command {
+            None => gauge::server::Life::Plain,
+            Some(command) if load => gauge::server::Life::Loads(command),
+            Some(command) => gauge::server::Life::HandsOver(command),
+        })?,
+        What::GaugeClient(task) => gauge::client::run(&task)?,
         What::Ask { to, key } => {
             let value =
                 redis::ask(to, &key)?.with_context(|| format!("redis at {to} has no key {key}"))?;

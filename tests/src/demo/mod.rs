@@ -15,6 +15,8 @@ use crate::{Cmd, Host, Output, peers::bulk};
 
 /// The container's name, and that of its host inside.
 pub const CONTAINER: &str = "demo";
+/// Last part of its addresses on the lab's segment.
+pub const NUMBER: u8 = 10;
 /// Its address on the lab's segment.
 pub const IPV4: &str = "192.0.2.10";
 /// See [`IPV4`].
@@ -67,6 +69,14 @@ pub fn processes() -> Vec<String> {
 /// # Errors
 /// What podman said.
 pub fn start(host: &dyn Host, image: &Image) -> Result<(), Error> {
+    start_with(host, image, &[])
+}
+
+/// The same with another program in it.
+///
+/// # Errors
+/// What podman said.
+pub fn start_with(host: &dyn Host, image: &Image, argv: &[&str]) -> Result<(), Error> {
     let network = format!("{NETWORK}:ip={IPV4},ip6={IPV6},mac={MAC}");
     let run = [
         "podman",
@@ -80,7 +90,7 @@ pub fn start(host: &dyn Host, image: &Image) -> Result<(), Error> {
         &network,
         image.name(),
     ];
-    host.run(&run)?;
+    host.run(&[&run[..], argv].concat())?;
     Ok(())
 }
 

@@ -1,4 +1,5 @@
 //! A byte stream that can be checked from any offset: the bytes of a counter's hash, told apart by a seed.
+use crate::random::Random;
 
 /// Fills `buf` with the bytes of stream `seed` from `offset` (bytes) on.
 pub fn fill(seed: u64, offset: u64, buf: &mut [u8]) {
@@ -26,19 +27,10 @@ fn walk(seed: u64, offset: u64, len: usize, mut part: impl FnMut(std::ops::Range
         let absolute = offset + at as u64;
         let inside = (absolute % 8) as usize;
         let n = (8 - inside).min(len - at);
-        let word = splitmix(seed ^ (absolute / 8)).to_le_bytes();
+        let word = Random::new(seed ^ (absolute / 8)).next().to_le_bytes();
         part(at..at + n, &word[inside..inside + n]);
         at += n;
     }
-}
-
-/// The output function of SplitMix64.
-fn splitmix(x: u64) -> u64 {
-    let mut z = x
-        .wrapping_add(0x9e37_79b9_7f4a_7c15)
-        .wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -31,15 +31,23 @@ impl<'a> Spoken<'a> {
 
     /// It spoke on both, and on b only when a had said its last word.
     pub fn on_a_then_on_b(self) {
-        let [left_a, left_b] = self.captures.map(|(host, capture)| frames(host, capture));
-        let (last_a, first_b) = (
-            left_a.last().expect("it spoke on a"),
-            left_b.first().expect("it speaks on b"),
-        );
+        self.in_turn(false);
+    }
+
+    /// It spoke on both, first on a, or on b, and on the other only when that had said its last word.
+    pub fn in_turn(mut self, b_first: bool) {
+        if b_first {
+            self.captures.reverse();
+        }
+        let [(from, left_from), (to, left_to)] = self
+            .captures
+            .map(|(host, capture)| (host.name(), frames(host, capture)));
+        let last = left_from.last().expect("it spoke where it was");
+        let first = left_to.first().expect("it speaks where it is");
         assert!(
-            last_a < first_b,
-            "a frame left b {:.6} s before the last one left a",
-            last_a - first_b
+            last < first,
+            "a frame left {to} {:.6} s before the last one left {from}",
+            last - first
         );
     }
 }

@@ -28,10 +28,11 @@ def victims(hook):
     return [pid for pid in pids() if read(pid, "cmdline").endswith(b"agent\0--resident\0")]
 
 
+before = set(pids())
 print("ready", flush=True)
 end = time.time() + 60
 while time.time() < end:
-    for pid in pids():
+    for pid in set(pids()) - before:
         if read(pid, "cmdline").startswith(b"/run/netmig/moves/") and variable in read(pid, "environ").split(b"\0"):
             found = victims(pid)
             for one in found:

@@ -14,11 +14,11 @@ const GUARDED: &str = include_str!("guarded.py");
 const LEFTOVER: &str = include_str!("leftover.py");
 
 /// Kills all that runs netmig's program, under whatever name, but for what `$1` finds in its command line. They are stopped first, so that none
-/// starts another.
+/// starts another. One may end by itself meanwhile.
 const KILL: &str = r#"all() { for p in /proc/[0-9]*; do
         [ "$(readlink $p/exe)" = /usr/bin/netmig-user ] && ! tr '\0' ' ' < $p/cmdline | grep -q -- "$1" && echo ${p#/proc/}
     done; true; }
-    while found=$(all "$1"); [ -n "$found" ]; do kill -STOP $found; kill -KILL $found; sleep 0.01; done"#;
+    while found=$(all "$1"); [ -n "$found" ]; do kill -STOP $found || :; kill -KILL $found || :; sleep 0.01; done"#;
 
 /// As the process's command line begins; the brackets keep the pattern from finding its own shell.
 const GUARDIAN: &str = "[n]etmig-user guard ";

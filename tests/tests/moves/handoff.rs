@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use netmig_lab::{Bind, Cmd, Host, Input, Process};
+use netmig_lab::{Bind, Cmd, Host, Input, Process, handing};
 
 use crate::story::{Ended, Story};
 
@@ -17,18 +17,6 @@ const ADDRESSES: [&str; 2] = ["192.0.2.30", "2001:db8::30"];
 /// Connections that only ask before and after.
 const IDLE: usize = 600;
 const AROUND: Duration = Duration::from_millis(500);
-
-/// A namespace on the segment.
-const NETWORK: &str = r#"
-ip netns add "$NAME"
-ip link add "$NAME-br" type veth peer name eth0 address "02:00:00:00:01:$NUMBER" netns "$NAME"
-ip link set "$NAME-br" master br0 up
-ip -n "$NAME" link set lo up
-ip -n "$NAME" link set eth0 up
-ip -n "$NAME" addr add "192.0.2.$NUMBER/24" brd + dev eth0
-ip -n "$NAME" addr add "2001:db8::$NUMBER/64" dev eth0 nodad
-ip -n "$NAME" route add default via 192.0.2.100
-"#;
 
 struct Echo(Story);
 
@@ -54,14 +42,11 @@ impl Echo {
         let script = include_str!("echoes.py");
         peer.write("/tmp/echoes.py", script.as_bytes(), 0o755)
             .expect("written");
-        network(a, "echo", 30);
-        a.sh(&format!(
-            "netmig-user handoff --netns echo -- {PROGRAM} echo --listen '[::]:7000' --listen 0.0.0.0:7001 --udp '[::]:7000' --command {COMMAND} \
-             </dev/null >/tmp/echo.log 2>&1 &"
-        ))
-        .or_else(|_| a.sh("cat /tmp/echo.log"))
-        .expect("started");
-        registered(a, "echo");
+        handing::network(a, "echo", 30).expect("a namespace on the segment");
+        let server = format!(
+            "{PROGRAM} echo --listen '[::]:7000' --listen 0.0.0.0:7001 --udp '[::]:7000' --command {COMMAND}"
+        );
+        handing::start(a, "echo", &server).expect("started");
         echo
     }
 
@@ -93,7 +78,7 @@ impl Echo {
             elsewhere.name(),
             self.0.logs()
         );
-        registered(host, "echo");
+        handing::registered(host, "echo").expect("it can be moved from there");
         let at = host
             .sh("nsenter -t $(pgrep -x handoff-echo) -n ip -o addr show to 192.0.2.30")
             .expect("looked");
@@ -102,51 +87,17 @@ impl Echo {
 }
 
 fn migrate(story: &Story, from: &dyn Host, name: &str) -> Ended {
-    let to = format!("ssh://{}", story.other(from).name());
-    let command = Cmd::new([
-        "netmig-user",
-        "migrate",
-        "--handoff",
-        name,
-        "--to",
-        &to,
-        "--report",
-        "/tmp/report.json",
-    ]);
-    from.run(&["rm", "-f", "/tmp/report.json"])
-        .expect("no old report");
-    let output = from
-        .exec(&command.limit(Duration::from_secs(90)))
-        .expect("migrate runs");
-    let report = from
-        .read("/tmp/report.json")
-        .ok()
-        .map(|text| serde_json::from_slice(&text).expect("a report that is JSON"));
-    Ended { output, report }
-}
-
-fn network(host: &dyn Host, name: &str, number: u8) {
-    let make = Cmd::sh(NETWORK)
-        .env("NAME", name)
-        .env("NUMBER", number.to_string());
-    host.run_cmd(&make).expect("a namespace on the segment");
+    let moved = handing::migrate(from, story.other(from), name, &[]).expect("migrate runs");
+    Ended {
+        output: moved.output,
+        report: moved.report,
+    }
 }
 
 /// How many of the servers run on `host`.
 fn count(host: &dyn Host) -> usize {
     let text = host.sh("pgrep -cx handoff-echo || true").expect("counted");
     text.trim().parse().expect("a number")
-}
-
-fn registered(host: &dyn Host, name: &str) {
-    host.wait_for(
-        &format!("netmig-user handoff | grep -q '^{name} '"),
-        Duration::from_secs(10),
-    )
-    .unwrap_or_else(|e| {
-        let said = host.sh("pgrep -af handoff; ls -l /run/netmig/handoff*; tail -n 20 /tmp/*.log /run/netmig/agent.log");
-        panic!("it has not registered: {e}\n{}", said.unwrap_or_default())
-    });
 }
 
 /// Clients of the server over both protocols.
@@ -355,7 +306,7 @@ fn a_program_that_does_not_save_itself_stays() {
         )
         .expect("written");
     }
-    network(a, "stub", 31);
+    handing::network(a, "stub", 31).expect("a namespace on the segment");
     let absent = migrate(&story, a, "stub");
     assert!(
         absent.said().contains("knows no container \"stub\""),
@@ -367,11 +318,7 @@ fn a_program_that_does_not_save_itself_stays() {
         ("hand-a-file", "descriptor 7: it is no socket"),
         ("die-saving", "has closed its connection, or died"),
     ] {
-        a.sh(&format!(
-            "netmig-user handoff --netns stub -- python3 /tmp/handing.py stub {how} </dev/null >/tmp/stub.log 2>&1 &"
-        ))
-        .expect("started");
-        registered(a, "stub");
+        handing::start(a, "stub", &format!("python3 /tmp/handing.py stub {how}")).expect("started");
         let kept = migrate(&story, a, "stub");
         assert!(
             kept.code() == Some(1) && kept.outcome() == "kept" && kept.said().contains(why),

@@ -1,4 +1,4 @@
-//! What no process has taken yet moves as well: accept queues, a connect() under way; and what no getter tells: multicast groups.
+//! What no process has taken yet moves as well: accept queues, SYN queues, a connect() under way; and what no getter tells: multicast groups.
 use std::{
     io::{BufRead as _, BufReader, Read as _},
     thread,
@@ -140,6 +140,8 @@ fn what_waits_for_a_process_moves_there_and_back() {
         assert!(over.iter().all(|fate| fate == "moves"), "{over:?}");
         assert!(!ended.said().contains("not protected"), "{}", ended.said());
         assert_eq!(fates(&ended, "tcp-embryo"), vec!["moves"; CLIENTS]);
+        assert_eq!(fates(&ended, "tcp-syn-recv"), ["moves"; 2]);
+        assert_eq!(fates(&ended, "tcp-over"), ["moves"; 2]);
         assert_eq!(
             fates(&ended, "tcp-syn-sent"),
             ["moves"],

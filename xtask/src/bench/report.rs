@@ -74,12 +74,11 @@ impl Bench {
             .collect()
     }
 
-    /// The conditions of a row that are not those of all rows, as `name value`.
+    /// The conditions of a row that are not those of all rows that have them, as `name value`.
     fn different(&self, row: &Row) -> String {
         let differs = |name: &String, value: &Value| {
-            self.rows
-                .iter()
-                .any(|other| other.name == row.name && other.params.get(name) != Some(value))
+            let mut others = self.rows.iter().filter_map(|other| other.params.get(name));
+            others.any(|other| other != value)
         };
         let different = row
             .params
@@ -209,7 +208,7 @@ impl fmt::Display for Bench {
             if let (Some(goal), Some(met)) = (row.goal, row.met) {
                 write!(
                     f,
-                    "  goal {} {:.1}: {}",
+                    "  goal {} {}: {}",
                     goal.op,
                     goal.value,
                     if met { "met" } else { "missed" }

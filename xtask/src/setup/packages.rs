@@ -18,6 +18,7 @@ pub struct Packages {
 
 pub const UNIT: Packages = Packages {
     names: &[
+        "arptables",
         "conntrack",
         "e2fsprogs",
         "ipset",

@@ -1,6 +1,8 @@
 use super::*;
 use crate::{
     container::{Container, MountFate, Recipe},
+    image::v1::net::{Address, Prefix},
+    service::Service,
     socket::{Class, Kind, State},
 };
 
@@ -66,6 +68,7 @@ fn question() -> Question {
         memory_bytes: 100 << 20,
         file_bytes: 5 << 20,
         image_bytes: 30 << 20,
+        behind: None,
     }
 }
 
@@ -409,4 +412,38 @@ fn a_plan_is_json_and_comes_back() {
             .keys()
             .all(|key| described.contains_key(key))
     );
+}
+
+#[test]
+fn a_plan_says_which_service_addresses_move_and_which_both_hosts_have() {
+    let address = |text: &str, len| {
+        Address::new(
+            "eth1",
+            Prefix {
+                address: text.parse().unwrap(),
+                len,
+            },
+        )
+    };
+    let service = |text: &str, len| Service {
+        address: address(text, len),
+        mac: None,
+        device: "eth2".into(),
+    };
+    let plan = decided(|question, answer, _| {
+        question.behind = Some(Behind {
+            services: vec![service("192.0.2.50", 24), service("2001:db8::50", 128)],
+            ..Behind::default()
+        });
+        answer.shared = vec!["2001:db8::50".parse().unwrap()];
+    });
+    let moves: Vec<_> = plan.services.iter().map(|s| s.moves).collect();
+    assert_eq!(moves, [true, false]);
+    let text = plan.to_string();
+    for line in [
+        "service address 192.0.2.50/24 moves from eth1 to eth2 there",
+        "service address 2001:db8::50/128 is on both hosts (eth1)",
+    ] {
+        assert!(text.contains(line), "no `{line}` in: {text}");
+    }
 }

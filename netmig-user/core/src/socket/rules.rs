@@ -32,10 +32,14 @@ pub enum Class {
     TcpSynSent,
     /// TCP in a SYN queue.
     TcpSynRecv,
+    /// The same with its other end in the container, begun with data (TCP_FASTOPEN), or on a kernel that does not let it be read and put back.
+    TcpSynRecvStuck,
     /// TCP listener.
     TcpListen,
     /// TCP neither connected nor listening.
     TcpClosed,
+    /// TCP connection that is over while a descriptor holds it.
+    TcpOver,
     /// TCP with an upper-layer protocol (kTLS, ...) that the kernel does not let out.
     TcpUlp,
     /// TCP that carries a path of an MPTCP connection.
@@ -201,9 +205,11 @@ pub const RULES: &[Rule] = {
         rule(TcpTimeWaitInside, Criu, NOBODY, Reset(NO_NEED)),
         rule(TcpTimeWaitStuck, Criu, NOBODY, Reset(NO_PORT)),
         rule(TcpSynSent, Criu, TRIO, Moves),
-        rule(TcpSynRecv, Criu, NOBODY, Reset(RETRY)),
+        rule(TcpSynRecv, Criu, SELF_MADE, Moves),
+        rule(TcpSynRecvStuck, Criu, NOBODY, Reset(RETRY)),
         rule(TcpListen, Criu, ENGINE, Moves),
         rule(TcpClosed, Criu, ENGINE, Moves),
+        rule(TcpOver, Criu, TRIO, Moves),
         rule(TcpUlp, Criu, NOBODY, Refused(OPAQUE)),
         rule(MptcpPath, Criu, NOBODY, Refused(MPTCP)),
         rule(
@@ -304,8 +310,10 @@ pub const RULES: &[Rule] = {
             NOBODY,
             Reset("its connect() is not carried; the program connects anew at the target"),
         ),
-        rule(TcpSynRecv, Handoff, NOBODY, Reset(RETRY)),
+        rule(TcpSynRecv, Handoff, SELF_MADE, Moves),
+        rule(TcpSynRecvStuck, Handoff, NOBODY, Reset(RETRY)),
         rule(TcpListen, Handoff, SELF_MADE, Moves),
+        rule(TcpOver, Handoff, SELF_MADE, Moves),
         rule(
             TcpClosed,
             Handoff,
@@ -416,8 +424,8 @@ mod tests {
     #[test]
     fn only_tcp_and_udp_are_handed_over() {
         use Class::{
-            TcpCloseWait, TcpEmbryo, TcpEstablished, TcpListen, TcpOrphan, TcpShut, TcpTimeWait,
-            Udp, UdpQueued,
+            TcpCloseWait, TcpEmbryo, TcpEstablished, TcpListen, TcpOrphan, TcpOver, TcpShut,
+            TcpSynRecv, TcpTimeWait, Udp, UdpQueued,
         };
         let created: HashSet<Class> = RULES
             .iter()
@@ -431,7 +439,9 @@ mod tests {
             TcpEmbryo,
             TcpOrphan,
             TcpTimeWait,
+            TcpSynRecv,
             TcpListen,
+            TcpOver,
             Udp,
             UdpQueued,
         ];

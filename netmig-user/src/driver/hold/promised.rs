@@ -115,6 +115,12 @@ impl Promised {
         self.keys.contains(&key(local, peer))
     }
 
+    /// End of what its peer has acknowledged, as far as is known.
+    #[must_use]
+    pub fn acknowledged(&self, local: Endpoint, peer: Endpoint) -> Option<u32> {
+        self.keeper.acknowledged(&key(local, peer))
+    }
+
     /// Makes room in the receive buffers and windows, before anything is delivered. What failed, in words.
     pub fn make_room(&mut self) -> Vec<String> {
         let promises = self.keeper.promises();

@@ -12,7 +12,7 @@ use tracing::info;
 use super::{hold::Returning, steps::Steps};
 use crate::{
     agent::{local::Told, paths},
-    engine::{cgroup, job::Job, task},
+    engine::{cgroup, job::Job},
     gate::{self, Gate},
     net,
     runtime::{self},
@@ -41,9 +41,10 @@ impl Steps {
         let begun = Job::adopt(&self.job_dir()).is_some();
         match (&kept, &container) {
             (Some(kept), _) => left.extend(kept.undo().iter().map(ToString::to_string)),
-            (None, Some(container)) if begun => left.extend(self.leave_repair(container)),
+            (None, Some(_)) if begun => left.extend(self.leave_repair()),
             _ => {}
         }
+        left.extend(self.speak_again());
         let returning = gate
             .as_ref()
             .and_then(|gate| self.reopen_gate(gate, kept.as_mut(), &mut left));
@@ -76,15 +77,16 @@ impl Steps {
         if let (Some(returning), Some(gate)) = (returning, &gate) {
             left.extend(returning.finish(gate, self.life.epoch));
         }
+        left.extend(self.end_silence());
         self.detach(gate, &mut left);
         left
     }
 
     /// An agent that was killed while it read sockets has left them in repair.
-    fn leave_repair(&self, container: &Container) -> Vec<String> {
-        let pids = match task::tasks(container.init_pid) {
+    fn leave_repair(&self) -> Vec<String> {
+        let pids = match self.holders() {
             Ok(pids) => pids,
-            Err(e) => return vec![e.to_string()],
+            Err(e) => return vec![format!("{e:#}")],
         };
         let (found, failed) = sock::leave_repair(&pids);
         if found > 0 {
@@ -183,6 +185,7 @@ impl Steps {
         if let Some(hold) = &hold {
             left.extend(hold.close(gate.as_ref()));
         }
+        left.extend(self.retire_services());
         left.extend(self.forget_traffic());
         if let Some(netns) = container.netns.as_ref().filter(|path| path.exists()) {
             left.extend(self.retries_as_before());
@@ -200,6 +203,7 @@ impl Steps {
                     .map(ToString::to_string),
             );
         }
+        left.extend(self.end_silence());
         self.detach(gate, &mut left);
         left
     }

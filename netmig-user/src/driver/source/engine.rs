@@ -153,8 +153,8 @@ impl Steps {
             return None;
         }
         let mut state = self.state();
+        state.helper = call.init_pid.or(state.helper);
         if call.action == hook::Action::PostDump {
-            state.helper = call.init_pid;
             state.dumped = Some(reply);
         } else {
             state.moment = Some((call.action, reply));
@@ -163,7 +163,7 @@ impl Steps {
     }
 
     /// Lets the engine go on from `pre-dump` or `network-lock`.
-    pub fn engine_go_on(&self) {
+    pub fn engine_go_on(self: &Arc<Self>) {
         if let Err(e) = self.hold_datagrams() {
             // Some may be lost in a receive buffer, no more.
             warn!(mv = %self.id, "holding datagrams: {e:#}");

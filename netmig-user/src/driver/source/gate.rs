@@ -11,10 +11,10 @@ use std::{
 use anyhow::{Context, Result};
 use netmig_common::{Mode, Side};
 use netmig_core::machine::source::Done;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{
-    super::{hint::hint, hold, points},
+    super::{clock::unix_us, hint::hint, hold, points},
     steps::{GLANCE, Steps},
 };
 use crate::{
@@ -48,6 +48,7 @@ impl Steps {
             &points,
             &paths::pins(self.id),
         )?;
+        self.prepare_silence()?;
         let hold = self.begin_hold(&gate, places);
         let mut state = self.state();
         (state.gate, state.hold) = (Some(gate), hold);
@@ -72,7 +73,17 @@ impl Steps {
     }
 
     /// Lets data in flight settle, for the flows that [`Drain`](crate::agent::local::Drain) names.
-    pub fn drain(&self) -> Result<Done> {
+    pub fn drain(self: &Arc<Self>) -> Result<Done> {
+        self.expect_hold();
+        let begun = Instant::now();
+        let drained = self.drain_now();
+        let took_us = begun.elapsed().as_micros();
+        info!(mv = %self.id, took_us, quiet = ?drained.as_ref().ok(), "drained");
+        drained.map(|_| Done::Drained)
+    }
+
+    /// Whether everything was quiet in time.
+    fn drain_now(self: &Arc<Self>) -> Result<bool> {
         let netns = self.netns()?;
         let mut drain = self.spec.drain;
         if drain == Drain::Auto && self.can_keep()? {
@@ -85,7 +96,7 @@ impl Steps {
             .filter(|(_, scales)| scales.stop_peer || scales.stop_container)
             .collect();
         if chosen.is_empty() {
-            return Ok(Done::Drained);
+            return Ok(true);
         }
         let mut keys = Vec::new();
         let state = self.state();
@@ -96,8 +107,9 @@ impl Steps {
         }
         // Connections without a hint are left alone.
         gate.drain_all(false, false)?;
-        gate.set_mode(Mode::Drain, self.life.epoch, Some(self.draining()))?;
+        gate.set_mode(Mode::Drain, self.life.epoch, Some(self.lease()))?;
         drop(state);
+        self.keep_the_lease();
         let limit = Duration::from_millis(self.spec.drain_limit_ms);
         let until = Instant::now() + limit;
         while Instant::now() < until && !self.over.load(Ordering::SeqCst) {
@@ -110,19 +122,14 @@ impl Steps {
                 .progress(SILENCE)?;
             drop(state);
             if !keys.iter().any(|key| progress.busy.contains(key)) {
-                return Ok(Done::Drained);
+                return Ok(true);
             }
         }
         self.feed.tell(Told::Note(format!(
             "data was still in flight after {} ms of drain",
             self.spec.drain_limit_ms
         )));
-        Ok(Done::Drained)
-    }
-
-    /// The lease of mode `drain`.
-    pub(super) fn draining(&self) -> Duration {
-        self.lease() + Duration::from_millis(self.spec.drain_limit_ms)
+        Ok(false)
     }
 
     pub(super) fn lease(&self) -> Duration {
@@ -135,14 +142,24 @@ impl Steps {
         let gate = state.gate.as_ref().context("no gate stands")?;
         gate.let_acks_pass(true)?;
         gate.set_mode(Mode::Closed, self.life.epoch, Some(self.lease()))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        state.renewing = Some(stop.clone());
+        info!(mv = %self.id, at_us = unix_us(), "the gate is closed");
         // The tasks are stopped: the last difference of the files goes over while the engine writes its images.
         let steps = self.clone();
         state.copying = Some(thread::spawn(move || steps.copy_files(true)));
         drop(state);
         self.keep();
         self.read_traffic();
+        self.keep_the_lease();
+        Ok(Done::Closed)
+    }
+
+    /// Renews the lease from now on, until a grant or the end: as long as this agent lives.
+    pub(super) fn keep_the_lease(self: &Arc<Self>) {
+        let stop = Arc::new(AtomicBool::new(false));
+        match &mut self.state().renewing {
+            Some(_) => return,
+            renewing => *renewing = Some(stop.clone()),
+        }
         let steps = self.clone();
         thread::spawn(move || {
             let pause = steps.lease() / 4;
@@ -161,7 +178,6 @@ impl Steps {
                 }
             }
         });
-        Ok(Done::Closed)
     }
 
     /// Compare-and-set in the gate.
@@ -170,6 +186,7 @@ impl Steps {
         if let Some(hold) = hold {
             hold.seal()?;
         }
+        self.fall_silent()?;
         let mut state = self.state();
         if let Some(stop) = state.renewing.take() {
             stop.store(true, Ordering::SeqCst);

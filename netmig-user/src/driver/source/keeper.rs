@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use netmig_common::FlowKey;
-use netmig_core::{image::v1::sock::Sockets, socket::Engine};
+use netmig_core::image::v1::sock::Sockets;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
@@ -20,7 +20,6 @@ use super::{
 };
 use crate::{
     agent::paths,
-    engine::task,
     gate::{Gate, hold::Packet},
     net,
     sock::{self, Live, Look},
@@ -42,10 +41,13 @@ impl Steps {
     pub(super) fn keep(self: &Arc<Self>) {
         let steps = self.clone();
         let closed = Instant::now();
+        self.looking.store(true, Ordering::SeqCst);
         thread::spawn(move || {
             for (look, wait) in LOOKS.into_iter().enumerate() {
                 thread::sleep(wait);
-                match steps.look(look == 0, closed) {
+                let looked = steps.look(look == 0, closed);
+                steps.looking.store(false, Ordering::SeqCst);
+                match looked {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(e) => {
@@ -87,15 +89,12 @@ impl Steps {
 
     /// Whether peers can be answered in the blackout.
     pub(super) fn can_keep(&self) -> Result<bool> {
-        // Under `handoff` nobody has named the holder of the sockets when the gate closes.
-        let criu = self.container()?.manager.engine() == Engine::Criu;
         let state = self.state();
-        Ok(criu && state.hold.as_ref().is_some_and(|hold| hold.can_keep()))
+        Ok(state.hold.as_ref().is_some_and(|hold| hold.can_keep()))
     }
 
     /// False if there is nothing to look at any more.
     fn look(&self, first: bool, closed: Instant) -> Result<bool> {
-        let container = self.container()?;
         let netns = self.netns()?;
         let hold = self.state().hold.clone();
         let Some(hold) = hold.filter(|_| self.can_keep().unwrap_or(false)) else {
@@ -108,7 +107,7 @@ impl Steps {
         }
         let begun = Instant::now();
         let look = if first { Look::First } else { Look::Again };
-        let live = sock::live(&netns, &task::tasks(container.init_pid)?, look)?;
+        let live = sock::live(&netns, &self.holders()?, look)?;
         drop(alone);
         if !first {
             hold.keep_again(&live, false);
@@ -134,16 +133,12 @@ impl Steps {
 
     /// Switches off the timers by which the container's own connections would give up, and remembers them first.
     fn calm(&self) -> Result<()> {
-        let container = self.container()?;
-        if container.manager.engine() != Engine::Criu {
-            return Ok(());
-        }
         let netns = self.netns()?;
         let _alone = self.reading();
         if self.over.load(Ordering::SeqCst) || self.state().kept.is_some() {
             return Ok(());
         }
-        let pids = task::tasks(container.init_pid)?;
+        let pids = self.holders()?;
         let calm = Calm {
             timers: sock::timers(&netns, &pids)?,
             retries: sock::retries(&netns)?,
@@ -198,12 +193,12 @@ impl Steps {
     /// The container stays, and the gate is open: timers are what they were, also where an earlier agent has switched them off. If its tasks
     /// are `stopped` still, its connections send again what the closed gate has dropped. What failed, in words.
     pub(super) fn wake(&self, stopped: bool) -> Vec<String> {
-        let (Ok(container), Ok(netns)) = (self.container(), self.netns()) else {
+        let Ok(netns) = self.netns() else {
             return Vec::new();
         };
-        let pids = match task::tasks(container.init_pid) {
+        let pids = match self.holders() {
             Ok(pids) => pids,
-            Err(e) => return vec![e.to_string()],
+            Err(e) => return vec![format!("{e:#}")],
         };
         let mut left = Vec::new();
         if stopped {
@@ -269,9 +264,8 @@ impl Steps {
         packets: Vec<(u16, Packet)>,
         told: &[FlowKey],
     ) -> Result<Vec<String>> {
-        let container = self.container()?;
         let netns = self.netns()?;
-        let pids = task::tasks(container.init_pid)?;
+        let pids = self.holders()?;
         let links = net::links(&netns)?;
         let network = self.state().network.clone().unwrap_or_default();
         let points: Vec<_> = gate.points().cloned().collect();

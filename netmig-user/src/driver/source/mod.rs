@@ -10,9 +10,11 @@ mod image;
 mod keeper;
 mod rate;
 mod remembered;
+pub mod service;
 mod steps;
 
 use std::{
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -84,6 +86,9 @@ pub struct Facts {
     pub question: Option<Question>,
     /// How to re-arm.
     pub disarmed: Option<Disarmed>,
+    /// Service addresses that the target has by itself.
+    #[serde(default)]
+    pub shared: Vec<IpAddr>,
 }
 
 /// A move about to run.
@@ -119,6 +124,7 @@ pub fn begin(spec: MoveSpec) -> Result<Start> {
         spec,
         question: None,
         disarmed: None,
+        shared: Vec::new(),
     };
     journal.write_facts(&facts)?;
     Ok(Start {
@@ -209,6 +215,10 @@ pub async fn run(
     let mut driver = Driver::new(start, tx, feed);
     driver.machine.handle(Event::Start);
     driver.adopt();
+    if driver.machine.word() == Word::Granted {
+        // Taken up after the grant: it has nothing to say that would open the link, and waits for the target's word.
+        driver.link();
+    }
     loop {
         while let Some(action) = driver.machine.poll_action() {
             if let Action::Finish(outcome) = action {
@@ -285,6 +295,11 @@ impl Driver {
             feed.clone(),
         ));
         steps.restore(&facts);
+        if matches!(machine.word(), Word::Granted | Word::Released)
+            && let Err(e) = steps.stay_silent()
+        {
+            warn!(mv = %facts.id, "{e:#}");
+        }
         Self {
             facts,
             machine,
@@ -351,7 +366,8 @@ impl Driver {
                 self.facts.disarmed = self.steps.disarmed();
                 self.save();
             }
-            Event::Done(Done::Dumped(_)) => {
+            // Before the grant itself: what this host has come to track since the dump.
+            Event::Done(Done::Dumped(_) | Done::Granted) => {
                 if let Some(remembered) = self.steps.remembered() {
                     self.link().send(remembered);
                 }
@@ -555,6 +571,9 @@ impl Driver {
         let Some(question) = &self.facts.question else {
             return Event::Failed("an answer came before the question".to_owned());
         };
+        let (against, ends) = self.steps.against(&answer.shared);
+        self.seen.objections.extend(against);
+        self.seen.expected.extend(ends);
         let spec = &self.facts.spec;
         let sockets = self.steps.rows();
         let plan = plan::decide(&plan::Given {
@@ -570,6 +589,10 @@ impl Driver {
         });
         let refusals = plan.refusals();
         self.seen.plan = Some(Box::new(plan));
+        if !answer.shared.is_empty() {
+            self.facts.shared.clone_from(&answer.shared);
+            self.save();
+        }
         Event::Done(Done::Decided(refusals))
     }
 

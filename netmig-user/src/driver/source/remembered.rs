@@ -2,7 +2,7 @@
 use std::{sync::Arc, thread, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
-use netmig_core::{image::v1::conntrack::Remembered, proto::ToTarget};
+use netmig_core::{image::v1::conntrack::Remembered, proto::ToTarget, service::Behind};
 use tracing::debug;
 
 use super::steps::Steps;
@@ -46,6 +46,12 @@ impl Steps {
     fn traffic(&self) -> Result<Remembered> {
         let netns = self.netns()?;
         let network = self.state().network.clone().unwrap_or_default();
-        Ok(traffic::read(&netns, &network)?)
+        let behind = self.state().behind.clone();
+        let services = behind.as_ref().map(Behind::addresses);
+        let read = traffic::read(&netns, &network, &services.unwrap_or_default())?;
+        if behind.is_some() {
+            self.be_lenient(&read.host);
+        }
+        Ok(read)
     }
 }

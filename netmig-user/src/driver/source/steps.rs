@@ -3,6 +3,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{self, Write},
+    net::IpAddr,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -24,9 +25,11 @@ use netmig_core::{
     plan::Rate,
     proto::{Channel, Hello, PROTOCOL, ToTarget, Word},
     report::Packets,
+    service::Behind,
     socket::{self, Row},
 };
 use tokio::{runtime::Handle, sync::oneshot};
+use tracing::warn;
 
 use super::{
     super::{bulk, feed::Feed, hold, look},
@@ -56,6 +59,9 @@ use crate::{
 /// Between two looks at growing images.
 pub(super) const GLANCE: Duration = Duration::from_millis(1);
 
+/// How long the dump waits at most for the first look at the sockets.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
+
 /// The source's work on one move.
 pub struct Steps {
     pub(super) id: MoveId,
@@ -68,6 +74,8 @@ pub struct Steps {
     pub(super) over: AtomicBool,
     /// The closed gate lets nothing of the container's stack pass any more, and no program runs that has seen otherwise.
     pub(super) quiet: AtomicBool,
+    /// The sockets are about to be looked at for the first time since the closing, and what has come is acknowledged.
+    pub(super) looking: AtomicBool,
     /// Held while a step runs; an undo waits for it.
     pub(super) running: Mutex<()>,
     /// Held while sockets are in repair.
@@ -121,6 +129,14 @@ pub(super) struct State {
     pub(super) remembered: Option<Box<Remembered>>,
     /// Connections of the container that this host tracks.
     pub(super) tracked: Vec<Connection>,
+    /// What of this host goes along, because peers know the container by it.
+    pub(super) behind: Option<Behind>,
+    /// It may have been told to say nothing by them.
+    pub(super) silent: bool,
+    /// What speaks against taking a service address off this host.
+    pub(super) against: Vec<net::service::Against>,
+    /// Service addresses that the target has by itself.
+    pub(super) shared: Vec<IpAddr>,
 }
 
 impl Steps {
@@ -141,6 +157,7 @@ impl Steps {
             handle: Handle::current(),
             over: AtomicBool::new(false),
             quiet: AtomicBool::new(false),
+            looking: AtomicBool::new(false),
             running: Mutex::default(),
             reading: Mutex::default(),
             state: Mutex::default(),
@@ -154,6 +171,16 @@ impl Steps {
             state.netns = look::netns_of(&question.container);
             state.container = Some(question.container.clone());
             state.network = Some(question.network.clone());
+            state.behind.clone_from(&question.behind);
+            state.silent = true;
+        }
+        state.shared.clone_from(&facts.shared);
+        // What is left of the container's network is taken away by its links.
+        let links = state.netns.as_ref().filter(|path| path.exists());
+        match links.map(|path| net::links(path)) {
+            Some(Ok(links)) => state.links = links,
+            Some(Err(e)) => warn!(mv = %self.id, "{e}"),
+            None => {}
         }
         state.disarmed.clone_from(&facts.disarmed);
         state.kit = engine::open(&paths::run(self.id));
@@ -172,6 +199,18 @@ impl Steps {
     /// How to re-arm, once disarmed.
     pub fn disarmed(&self) -> Option<Disarmed> {
         self.state().disarmed.clone()
+    }
+
+    /// The processes that hold the container's sockets. Under `handoff` these are the program and, once it has taken them, the helper.
+    pub(super) fn holders(&self) -> Result<Vec<i32>> {
+        let container = self.container()?;
+        Ok(match container.manager.engine() {
+            socket::Engine::Criu => task::tasks(container.init_pid)?,
+            socket::Engine::Handoff => {
+                let helper = self.state().helper;
+                helper.into_iter().chain([container.init_pid]).collect()
+            }
+        })
     }
 
     /// The sockets as the plan found them.
@@ -242,6 +281,8 @@ impl Steps {
             &self.spec.name,
             &mounts,
             &self.spec.allow,
+            &self.spec.map_links,
+            &self.spec.services,
         )?;
         if !self.spec.dry_run {
             self.claim(&found.question.container)?;
@@ -254,6 +295,8 @@ impl Steps {
         state.container = Some(found.question.container.clone());
         state.rows = found.rows;
         state.expected = found.warnings;
+        state.behind.clone_from(&found.question.behind);
+        state.against = found.against;
         drop(state);
         Ok(Done::Inspected(Box::new(found.question), found.objections))
     }
@@ -318,23 +361,30 @@ impl Steps {
             // CRIU holds the tasks: they count as frozen only when it lets them go, so nothing is waited for.
             cgroup::freeze_now(cgroup)?;
         }
+        // An engine that dumps at once would otherwise be quicker than the ACKs of what has come.
+        let until = Instant::now() + LOOK_LIMIT;
+        while self.looking.load(Ordering::SeqCst) && Instant::now() < until {
+            thread::sleep(GLANCE);
+        }
         if !self.quiet.load(Ordering::SeqCst) {
             self.fall_quiet()?;
         }
         let engine = container.manager.engine();
         let pids = match engine {
-            socket::Engine::Criu => task::tasks(container.init_pid)?,
+            socket::Engine::Criu => self.holders()?,
+            // The program's own descriptors have other numbers than the target knows.
             socket::Engine::Handoff => {
-                vec![
-                    self.state()
-                        .helper
-                        .context("the helper has not named itself")?,
-                ]
+                let helper = self.state().helper;
+                vec![helper.context("the helper has not named itself")?]
             }
         };
         let alone = self.reading();
         let (mut sockets, kept) = sock::dump_under(&netns, &pids, engine)?;
         self.as_calmed(&mut sockets);
+        if self.spec.cold {
+            // Not known: the target leaves them as they begin.
+            sockets.tcp.iter_mut().for_each(|tcp| tcp.cwnd = 0);
+        }
         self.state().kept = Some(kept);
         drop(alone);
         self.keep_dumped(&sockets);

@@ -23,7 +23,10 @@ use tracing::{info, warn};
 
 use self::inbox::Inbox;
 use super::{
-    super::hold::{self, Delivery, LOOK, OPENING, Promised, Store, Tap},
+    super::{
+        clock::unix_us,
+        hold::{self, Delivery, LOOK, OPENING, Promised, Store, Tap},
+    },
     steps::Steps,
 };
 use crate::{
@@ -151,13 +154,17 @@ impl Hold {
         self.news.notify_one();
     }
 
-    /// Delivers from now on, beside what follows.
+    /// Delivers from now on, beside what follows. Room for what was promised is made before: sockets go into repair for that, and the tasks must
+    /// not run yet.
     fn deliver(
         self: &Arc<Self>,
         order: Order,
         netns: &Path,
-        promised: Option<Promised>,
+        mut promised: Option<Promised>,
     ) -> Result<()> {
+        if let Some(promised) = &mut promised {
+            self.went_wrong(promised.make_room());
+        }
         let injectors = hold::injectors(self.points.iter().map(|(link, point)| (*link, point)))?;
         let delivery = Delivery::new(injectors, order.clone(), netns);
         for tap in self.taps().drain(..) {
@@ -187,9 +194,6 @@ impl Hold {
 
     fn run(&self, mut delivery: Delivery, order: &Order, mut promised: Option<Promised>) {
         let opened = Instant::now();
-        if let Some(promised) = &mut promised {
-            self.went_wrong(promised.make_room());
-        }
         let mut inbox = self.inbox();
         let barrier = Duration::from_micros(inbox.begun.map_or(0, |begun| begun.barrier_us));
         let mut lifted = false;
@@ -352,6 +356,7 @@ impl Steps {
         hold: Option<&Arc<Hold>>,
         warnings: &mut Vec<String>,
     ) -> Result<bool> {
+        info!(mv = %self.id, at_us = unix_us(), "the gate opens");
         match hold.map(|hold| hold.open(gate, self.epoch)) {
             Some(Ok(true)) => return Ok(true),
             Some(Err(e)) => {

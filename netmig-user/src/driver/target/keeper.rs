@@ -18,10 +18,9 @@ use super::{
     steps::{self, Steps},
 };
 use crate::{
-    engine::task,
     gate::{Gate, hold::Packet},
     net,
-    sock::{self, Live},
+    sock::{self, Coming, Live},
 };
 
 /// What peers were promised before the opening, in this life of the agent or before.
@@ -33,10 +32,13 @@ pub(super) struct Before {
 }
 
 impl Before {
-    /// Whether anything was promised to the peer of this connection.
-    pub(super) fn has(&self, tcp: &Tcp) -> bool {
+    /// What will be delivered of the peer of this connection.
+    pub(super) fn coming(&self, tcp: &Tcp) -> Coming {
         let promised = self.promised.as_ref();
-        promised.is_some_and(|promised| promised.has(tcp.local, tcp.peer))
+        promised.map_or_else(Coming::default, |promised| Coming {
+            promised: promised.has(tcp.local, tcp.peer),
+            acked: promised.acknowledged(tcp.local, tcp.peer),
+        })
     }
 }
 
@@ -83,7 +85,12 @@ impl Steps {
                 });
             }
         }
-        let promised = Promised::of(&here, packets, &netns, task::tasks(init_pid)?);
+        let promised = Promised::of(
+            &here,
+            packets,
+            &netns,
+            steps::holders(&question.container, init_pid)?,
+        );
         Ok(Before {
             promised: Some(promised),
             stored,

@@ -21,6 +21,7 @@ use netmig_core::{
     link::joins,
     machine::target::{self, Action, Event, Machine, Options, Record, Timer},
     proto::{Channel, Hello, Question, ToSource, ToTarget, Word},
+    service::Service,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -79,6 +80,9 @@ pub struct Made {
     pub gate: bool,
     /// True once the engine's restore may run.
     pub engine: bool,
+    /// Service addresses of the source's host that this host takes when it opens.
+    #[serde(default)]
+    pub services: Vec<Service>,
     /// First task of the restored container, once the engine has named it.
     pub init_pid: Option<i32>,
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use netmig_common::{Mode, Side};
 use netmig_core::{
     container::{Container, Recipe},
-    image::v1::net::Network,
+    image::v1::net::{Link, Network},
     proto::{Answer, Attach, Question},
 };
 
@@ -55,7 +55,25 @@ impl Steps {
         )?;
         objections.extend(found.objections);
         warnings.extend(found.warnings);
-        for attach in &question.attach {
+        let mut shared = Vec::new();
+        if let Some(behind) = &question.behind {
+            let found = net::service::there::look(behind, &question.network, PROBE)?;
+            objections.extend(found.objections);
+            warnings.extend(found.warnings);
+            shared = found.shared;
+        }
+        let hidden = |link: &str| question.behind.as_ref().is_some_and(|b| b.hides(link));
+        for attach in question.attach.iter().filter(|a| !hidden(&a.link)) {
+            let physical = |l: &Link| l.name == attach.link && l.kind.is_physical();
+            if question.network.links.iter().any(physical)
+                && net::physical::is_down(&attach.parent)?
+            {
+                warnings.push(format!(
+                    "{} is down here: whether the container's segment is behind it, and its addresses are free there, was not tried",
+                    attach.parent
+                ));
+                continue;
+            }
             match probe(attach, &question.network) {
                 Ok(answers) => {
                     let foreign = answers.iter().filter(|answer| !answer.own);
@@ -79,6 +97,7 @@ impl Steps {
             objections,
             warnings,
             lacks_image,
+            shared,
         })
     }
 
@@ -97,7 +116,7 @@ impl Steps {
     }
 
     /// The container's record and, where the runtime does not make one, its namespace with links behind a closed gate.
-    pub fn prepare(&self, question: Question) -> Result<()> {
+    pub fn prepare(&self, mut question: Question) -> Result<()> {
         let container = question.container.clone();
         self.state().question = Some(question.clone());
         let exe = paths::program().context("finding this program")?;
@@ -113,7 +132,17 @@ impl Steps {
         self.await_image(&container)?;
         let created = runtime::of(container.manager).create(&container, &*kit)?;
         let netns = created.netns.clone().unwrap_or_else(|| self.own_netns());
-        self.state().made.container = Some(created.clone());
+        if let Some(behind) = &question.behind {
+            // It may have left here a moment ago.
+            net::service::gone::end(&net::service::here::inside(&question.network))?;
+            net::service::there::forget_source(behind, &mut question.network);
+        }
+        let own = net::own_addresses()?;
+        let moving = question.behind.as_ref().map(|behind| behind.moving(&own));
+        let mut state = self.state();
+        state.made.container = Some(created.clone());
+        state.made.services = moving.unwrap_or_default();
+        drop(state);
         self.remember();
         self.build_network(&netns, &question)?;
         if let Err(e) = sock::prepare() {
@@ -124,7 +153,7 @@ impl Steps {
 
     /// Links, addresses and routes in the namespace at `netns`; no link is up before the gate stands there, closed.
     pub(super) fn build_network(&self, netns: &Path, question: &Question) -> Result<()> {
-        let intent = net::intent(netns, &question.network, self.id)?;
+        let intent = net::intent(netns, &question.network, &question.attach, self.id)?;
         let mut state = self.state();
         state.made.network = Some(intent);
         state.made.gate = true;
@@ -163,6 +192,9 @@ impl Steps {
                 Ok(())
             },
         )?;
+        if let Some(behind) = &question.behind {
+            net::service::there::lead_here(behind, netns)?;
+        }
         let mut state = self.state();
         state.made.network = Some(created);
         if let Some((gate, links)) = standing {

@@ -6,19 +6,32 @@ use netmig_core::image::v1::conntrack::{Connection, Remembered};
 use tracing::debug;
 
 use super::steps::Steps;
-use crate::net::{conntrack, traffic};
+use crate::net::{
+    conntrack::{self, Present},
+    service::here,
+    traffic,
+};
 
 impl Steps {
     /// Begins to make it behind the closed gate; [`Steps::traffic_remembered`] waits for the end.
     pub(super) fn remember_traffic(&self, remembered: Remembered) {
         let mut state = self.state();
         let netns = state.netns.clone();
-        state.tracked.clone_from(&remembered.host);
+        state.tracked.extend(remembered.host.iter().cloned());
         let connections = remembered.connections.iter();
-        state.translated = connections.flat_map(Connection::translated).collect();
+        state
+            .translated
+            .extend(connections.flat_map(Connection::translated));
+        let behind = state.question.as_ref().is_some_and(|q| q.behind.is_some());
+        // What this host has seen of a container that lives elsewhere has led it nowhere.
+        let present = if behind {
+            Present::Replace
+        } else {
+            Present::Keep
+        };
         state.remembering = Some(thread::spawn(move || {
             let netns = netns.context("the container's network has not been made")?;
-            Ok(traffic::make(&netns, &remembered)?)
+            Ok(traffic::make(&netns, &remembered, present)?)
         }));
     }
 
@@ -46,7 +59,19 @@ impl Steps {
             .map(|e| format!("{e:#}"))
             .into_iter()
             .collect();
-        let tracked = std::mem::take(&mut self.state().tracked);
+        let (mut tracked, question) = {
+            let mut state = self.state();
+            (std::mem::take(&mut state.tracked), state.question.clone())
+        };
+        // An earlier agent may have made some.
+        if let Some(question) = question
+            && let Some(behind) = &question.behind
+        {
+            match here::moving(behind, &question.network) {
+                Ok(found) => tracked.extend(found),
+                Err(e) => left.push(e.to_string()),
+            }
+        }
         match conntrack::forget(&tracked) {
             Ok(still) => left.extend(still),
             Err(e) => left.push(e.to_string()),

@@ -30,9 +30,15 @@ use tracing::warn;
 use super::{super::bulk::Arrived, Facts, Input, Made, hold::Hold, keeper::Before};
 use crate::{
     agent::{pace::Pace, paths},
-    engine::{self, Engine, criu::hook::HookReply, job::Job, task},
+    engine::{
+        self, Engine,
+        criu::hook::HookReply,
+        handoff::programs::{self, Role},
+        job::Job,
+        task,
+    },
     gate::Gate,
-    net,
+    net::{self, service::address},
     runtime::CreatedContainer,
     sock,
     wire::pipe::Pipe,
@@ -225,6 +231,8 @@ impl Steps {
 
     /// The gate opens; first announcement; windows reopened; what was held is delivered. Further rounds go on beside.
     pub fn open(self: &Arc<Self>) -> Result<Event> {
+        // What the source has come to track after its first look.
+        let remembered = self.traffic_remembered();
         let mut guard = self.state();
         let state = &mut *guard;
         let gate = match &mut state.gate {
@@ -237,6 +245,10 @@ impl Steps {
             }
         };
         let mut warnings = std::mem::take(&mut state.warnings);
+        // Before anything can come for the container: its peers know it by them.
+        warnings.extend(remembered.err().map(|e| format!("{e:#}")));
+        warnings.extend(address::put(&state.made.services));
+        let services = address::at_target(&state.made.services);
         let hold = state.hold.as_ref();
         let hold = hold.filter(|_| state.made.init_pid.is_some());
         let before = self.before(hold, &state.made, &state.sockets, &state.question);
@@ -266,6 +278,7 @@ impl Steps {
             &netns,
             &links,
             &question.network,
+            &services,
             Duration::ZERO,
             &mut || true,
         );
@@ -289,7 +302,7 @@ impl Steps {
             },
         };
         if let Some(rebuilt) = rebuilt
-            && let Err(e) = rebuilt.open_with(&|tcp| before.has(tcp), &state.translated)
+            && let Err(e) = rebuilt.open_with(&|tcp| before.coming(tcp), &state.translated)
         {
             warnings.push(format!("opening the connections: {e}"));
         }
@@ -312,9 +325,11 @@ impl Steps {
         let steps = self.clone();
         thread::spawn(move || {
             let heard = || steps.heard(before);
-            if let Err(e) = net::announce(&netns, &links, &question.network, ANNOUNCING, &mut {
+            let network = &question.network;
+            let told = net::announce(&netns, &links, network, &services, ANNOUNCING, &mut {
                 heard
-            }) {
+            });
+            if let Err(e) = told {
                 warn!(mv = %steps.id, "announcing: {e}");
             }
         });
@@ -344,6 +359,19 @@ pub(super) fn netns(container: &Container, init_pid: i32) -> Result<PathBuf> {
             .clone()
             .context("the program comes without a namespace"),
     }
+}
+
+/// The processes that hold the restored sockets. Under `handoff` `init_pid` is the helper, which ends when the program goes on.
+pub(super) fn holders(container: &Container, init_pid: i32) -> Result<Vec<i32>> {
+    Ok(match container.manager.engine() {
+        socket::Engine::Criu => task::tasks(init_pid)?,
+        socket::Engine::Handoff => [Role::Waiting, Role::Running]
+            .into_iter()
+            .filter_map(|role| programs::find(&container.name, role))
+            .map(|program| program.pid())
+            .chain([init_pid])
+            .collect(),
+    })
 }
 
 /// Under `handoff`: the helper holds every socket under the number that it had in the source's.

@@ -95,6 +95,8 @@ struct Flow {
     known: Known,
     /// End of what is owned.
     next: u32,
+    /// End of what the peer has acknowledged.
+    acked: u32,
     owned: u64,
     /// Segments behind a hole, in the order in which they came: sequence number, its end, packet.
     ahead: Vec<(u32, u32, Packet)>,
@@ -130,6 +132,7 @@ impl Keeper {
             let flow = Flow {
                 known,
                 next: known.rcv_nxt,
+                acked: known.snd_una,
                 owned: 0,
                 ahead: Vec::new(),
                 newest: None,
@@ -240,6 +243,13 @@ impl Keeper {
         })
     }
 
+    /// End of what the peer has acknowledged, by the packets that were looked at; none if nobody speaks for the connection.
+    #[must_use]
+    pub fn acknowledged(&self, key: &FlowKey) -> Option<u32> {
+        let flow = self.flows.get(key).filter(|flow| !flow.over)?;
+        Some(flow.acked)
+    }
+
     /// What was promised.
     #[must_use]
     pub fn promises(&self) -> Vec<Promise> {
@@ -281,6 +291,9 @@ impl Flow {
         }
         if self.over || segment.is_syn() || segment.is_rst() || !self.believes(segment) {
             return Took::Nothing;
+        }
+        if before(self.acked, segment.ack) {
+            self.acked = segment.ack;
         }
         let took = self.judge(segment, exact);
         let ahead = before(self.next, segment.seq) && self.fits(segment);

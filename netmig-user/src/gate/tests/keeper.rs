@@ -612,3 +612,26 @@ proptest! {
         keeper(known()).take(&held(&frame, flags));
     }
 }
+
+#[test]
+fn what_a_peer_has_acknowledged_is_known_as_far_as_the_stack_will_believe_it() {
+    let ack = |number: u32| {
+        sent(0, 0)
+            .with(|h| h.acknowledgment_number = number)
+            .packet()
+    };
+    let mut keeper = keeper(known());
+    let acknowledged = |keeper: &Keeper| keeper.acknowledged(&key(Ip::V4));
+    assert_eq!(acknowledged(&keeper), Some(SENT - 100));
+    for (number, known) in [
+        (SENT - 40, SENT - 40),
+        // Older ones come late, others are forged.
+        (SENT - 60, SENT - 40),
+        (SENT + 1, SENT - 40),
+        (SENT, SENT),
+    ] {
+        keeper.take(&ack(number));
+        assert_eq!(acknowledged(&keeper), Some(known));
+    }
+    assert_eq!(acknowledged(&Keeper::default()), None);
+}

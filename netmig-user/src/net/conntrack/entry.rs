@@ -69,7 +69,8 @@ const SETTABLE: u32 = IPS_SEEN_REPLY | IPS_ASSURED | IPS_FIXED_TIMEOUT;
 /// is not translated, its receiver knows no such connection, and a RST comes back.
 const BE_LIBERAL: u8 = 1 << 3;
 
-fn family(tuple: &Tuple) -> Family {
+/// Of its addresses.
+pub fn family(tuple: &Tuple) -> Family {
     if tuple.source.is_ipv4() {
         Family::Inet
     } else {
@@ -77,18 +78,19 @@ fn family(tuple: &Tuple) -> Family {
     }
 }
 
-/// The beginning of a request that names it: struct nfgenmsg and its zone.
-fn head(connection: &Connection) -> Message {
-    let message = Message::new(&[af(family(&connection.original)), 0, 0, 0]);
-    match connection.zone {
+/// What names one in a request: struct nfgenmsg, its zone and its original direction.
+pub fn question(original: &Tuple, zone: u16) -> Message {
+    let message = Message::new(&[af(family(original)), 0, 0, 0]);
+    let message = match zone {
         0 => message,
         zone => message.be16(CTA_ZONE, zone),
-    }
+    };
+    message.nested(CTA_TUPLE_ORIG, &tuple(original))
 }
 
-/// What names it in a request: its zone and its original direction.
+/// What names it in a request.
 pub fn named(connection: &Connection) -> Message {
-    head(connection).nested(CTA_TUPLE_ORIG, &tuple(&connection.original))
+    question(&connection.original, connection.zone)
 }
 
 /// The request that makes the kernel track it.
@@ -151,8 +153,25 @@ pub fn new(connection: &Connection) -> Message {
         })
 }
 
+/// The request that makes an entry which is there lenient about TCP's windows, or strict again.
+pub fn leniency(connection: &Connection, lenient: bool) -> Message {
+    // struct nf_ct_tcp_flags: flags and the mask of those that are meant.
+    let flags = [if lenient { BE_LIBERAL } else { 0 }, BE_LIBERAL];
+    let inner = Message::default()
+        .bytes(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &flags)
+        .bytes(CTA_PROTOINFO_TCP_FLAGS_REPLY, &flags);
+    let tcp = Message::default().nested(CTA_PROTOINFO_TCP, &inner);
+    named(connection).nested(CTA_PROTOINFO, &tcp)
+}
+
+/// Whether either direction of it is lenient.
+pub fn is_lenient(connection: &Connection) -> bool {
+    let tcp = connection.tcp.as_ref();
+    tcp.is_some_and(|tcp| (tcp.flags.0 | tcp.flags.1) & BE_LIBERAL != 0)
+}
+
 /// Source and destination of what ports are in a protocol; an ICMP identifier is both.
-fn port(tuple: &Tuple) -> (Option<u16>, Option<u16>) {
+pub(super) fn port(tuple: &Tuple) -> (Option<u16>, Option<u16>) {
     match tuple.key {
         Key::Ports {
             source,
@@ -304,7 +323,8 @@ fn nowhere() -> Tuple {
     }
 }
 
-fn parse_tuple(attr: Attr<'_>) -> Result<Tuple, netlink::Error> {
+/// Reads one direction.
+pub fn parse_tuple(attr: Attr<'_>) -> Result<Tuple, netlink::Error> {
     let mut tuple = nowhere();
     let (mut ports, mut icmp) = ((None, None), (None, 0, 0));
     for part in attr.nested() {

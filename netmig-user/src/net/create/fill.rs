@@ -8,12 +8,15 @@ use std::{
 use netmig_core::image::v1::net::{self, LinkKind, Network, Sysctl};
 
 use super::super::{
-    Doing, Error, addr, filter, link, neigh, netlink::Netlink, open, qdisc, route, rule, sysctl,
-    times::Times,
+    Doing, Error, addr, bridging, filter, link, neigh, netlink::Netlink, open, qdisc, route, rule,
+    sysctl, times::Times,
 };
 
 /// How long a link may take to get its carrier from the other end.
 const CARRIER: Duration = Duration::from_millis(500);
+
+/// How long a physical one may take, which has to agree on a speed with its other end first.
+const NEGOTIATION: Duration = Duration::from_secs(5);
 
 /// Inside, with the gate in place: links up, and everything that needs them up. Gives warnings.
 pub(super) fn fill(
@@ -48,7 +51,11 @@ pub(super) fn fill(
     })?;
     times.part("rules", || rule::converge(&mut nl, &network.rules))?;
     times.part("neighbours", || {
-        neigh::converge(&mut nl, &names, &indices, &network.neighbours)
+        neigh::converge(&mut nl, &names, &indices, &network.neighbours)?;
+        neigh::hint(&mut nl, &indices, &network.learnt)
+    })?;
+    times.part("forwarding", || {
+        bridging::add(&mut nl, &seen, &names, &indices, &network.forwarding)
     })?;
     for wanted in &network.links {
         if let (Some(mode), Some(index)) = (wanted.addr_gen_mode, indices.get(&wanted.name)) {
@@ -85,17 +92,17 @@ fn await_addresses(nl: &mut Netlink) -> Result<(), Error> {
 
 /// IPv6 begins on a link when its carrier is there, which a work queue tells: addresses given before would be configured twice.
 fn await_carrier(nl: &mut Netlink, network: &Network) -> Result<(), Error> {
-    let until = Instant::now() + CARRIER;
+    let physical = network.links.iter().any(|l| l.kind == LinkKind::Physical);
+    let until = Instant::now() + if physical { NEGOTIATION } else { CARRIER };
     let running = libc::IFF_RUNNING as u32;
     loop {
         let seen = link::dump(nl)?;
         let waits = |l: &&net::Link| {
-            // Others have one as long as links inside have one, or none at all.
-            !matches!(l.kind, LinkKind::Pair { .. } | LinkKind::Virtual { .. })
-                && l.is_up()
-                && seen
-                    .iter()
-                    .any(|s| s.name == l.name && s.flags & running == 0)
+            // Those have one as long as links inside have one, or none at all. One that is there and was not told yet is waited for: told later, when
+            // addresses are generated again, a bridge whose MAC has changed would get another one.
+            let inside = matches!(l.kind, LinkKind::Pair { .. } | LinkKind::Virtual { .. });
+            let untold = |s: &link::Seen| s.flags & running == 0 && (!inside || s.carrier);
+            l.is_up() && seen.iter().any(|s| s.name == l.name && untold(s))
         };
         if !network.links.iter().any(|l| waits(&l)) || Instant::now() >= until {
             return Ok(());

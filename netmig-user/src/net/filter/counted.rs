@@ -17,6 +17,7 @@ pub fn settled(filters: &Filters) -> Filters {
     for line in &mut filters.ipsets {
         *line = ipset(line);
     }
+    filters.arptables = filters.arptables.as_ref().map(super::arptables::settled);
     filters
 }
 

@@ -3,7 +3,9 @@
 //! Text goes from the tool of one host to that of the other. Whether anything is lost on the way is not believed but tried, in a namespace
 //! made for it ([`rehearse()`]): at the source, where a tool may write what it cannot read, and at the target, where tools are older or
 //! modules missing.
+mod arptables;
 mod counted;
+mod ebtables;
 mod ipset;
 mod kernel;
 mod nft;
@@ -17,6 +19,7 @@ pub use netmig_core::image::v1::filter::Filters;
 use netmig_core::image::v1::filter::{XProgram, XTable};
 
 pub use counted::settled;
+pub(super) use kernel::tables;
 pub use rehearse::rehearse;
 
 use super::Error;
@@ -65,6 +68,12 @@ pub fn dump() -> Result<Filters, Error> {
             }
         }
     }
+    found.arptables = arptables::dump()?;
+    for name in ebtables::used()? {
+        found.lost.push(format!(
+            "ebtables-legacy table {name} is in use, and is not carried: make its rules with ebtables-nft or nft instead"
+        ));
+    }
     found
         .xtables
         .sort_by(|a, b| (a.program, &a.name).cmp(&(b.program, &b.name)));
@@ -112,6 +121,7 @@ pub fn converge(wanted: &Filters) -> Result<Vec<String>, Error> {
         }
     }
     forgive(clear_legacy(&wanted.xtables))?;
+    forgive(arptables::converge(wanted.arptables.as_ref()))?;
     forgive(ipset::keep(&wanted.ipsets))?;
     Ok(warnings)
 }
@@ -143,7 +153,7 @@ fn dump_nft(found: &mut Filters, owned: &dyn Fn(&str, &str) -> bool) -> Result<(
         match saved {
             Ok(Some(saved)) => found.xtables.push(saved),
             Ok(None) if of_iptables => found.lost.push(format!(
-                "{table} has rules of iptables-nft and others that it cannot write (or is of arptables, ebtables): \
+                "{table} has rules of iptables-nft (or arptables-nft, ebtables-nft) and others that it cannot write: \
                  put either kind into a table of its own"
             )),
             Ok(None) => found.nft.push(table),

@@ -43,11 +43,16 @@ fn one_by_one(filters: &Filters, all: &Error) -> Result<Vec<String>, Error> {
         xtables: vec![table.clone()],
         ..sets()
     }));
+    alone.extend(filters.arptables.iter().map(|table| Filters {
+        arptables: Some(table.clone()),
+        ..Filters::default()
+    }));
     let mut found = Vec::new();
     for one in alone {
         if let Err(e) = converge(&one) {
             let object = (one.nft.iter().map(ToString::to_string))
                 .chain(one.xtables.iter().map(ToString::to_string))
+                .chain(one.arptables.iter().map(ToString::to_string))
                 .next()
                 .unwrap_or_else(|| "the ipsets".to_owned());
             found.push(format!("{object} cannot be made here: {e}"));
@@ -104,5 +109,12 @@ fn differences(wanted: &Filters, found: &Filters) -> Vec<String> {
         );
     }
     compare("ipset".to_owned(), &wanted.ipsets, Some(&found.ipsets));
+    if let Some(table) = &wanted.arptables
+        && found.arptables.as_ref() != Some(table)
+    {
+        all.push(format!(
+            "{table} comes back as something else when it is loaded here; make its rules with nft instead"
+        ));
+    }
     all
 }

@@ -1,6 +1,9 @@
 //! Running the filters' own tools in the network namespace of the calling thread.
 use std::{
+    env, fs,
     io::{self, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
 };
@@ -27,11 +30,18 @@ pub fn run(what: &str, tool: &str, args: &[&str], input: Option<&str>) -> Result
         what: what.to_owned(),
         said: format!("{tool}: {said}"),
     };
-    let path = std::env::var("PATH").unwrap_or_default();
+    let path = format!("{}:{ADMIN}", env::var("PATH").unwrap_or_default());
+    let Some(program) = find(tool, &path) else {
+        return Err(Error::Missing {
+            what: what.to_owned(),
+            tool: tool.to_owned(),
+            package: package(tool),
+        });
+    };
     // The child is of the calling thread's namespace: clone() copies what that thread has.
-    let child = Command::new(tool)
+    let mut child = Command::new(program)
         .args(args)
-        .env("PATH", format!("{path}:{ADMIN}"))
+        .env("PATH", path)
         .env("LC_ALL", "C")
         .stdin(if input.is_some() {
             Stdio::piped()
@@ -40,30 +50,20 @@ pub fn run(what: &str, tool: &str, args: &[&str], input: Option<&str>) -> Result
         })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .spawn();
-    let mut child = match child {
-        Ok(child) => child,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(Error::Missing {
-                what: what.to_owned(),
-                tool: tool.to_owned(),
-                package: package(tool),
-            });
-        }
-        Err(e) => return Err(failed(e.to_string())),
-    };
+        .spawn()
+        .map_err(|e| failed(e.to_string()))?;
     let stdin = child.stdin.take();
-    let (written, output) = thread::scope(|scope| {
-        let writer = scope.spawn(move || match (stdin, input) {
-            (Some(mut stdin), Some(input)) => stdin.write_all(input.as_bytes()),
-            _ => Ok(()),
-        });
-        let output = child.wait_with_output();
-        let written = writer
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        (written, output)
-    });
+    let (written, output) = match (stdin, input) {
+        (Some(mut stdin), Some(input)) => thread::scope(|scope| {
+            let writer = scope.spawn(move || stdin.write_all(input.as_bytes()));
+            let output = child.wait_with_output();
+            let written = writer
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            (written, output)
+        }),
+        _ => (Ok(()), child.wait_with_output()),
+    };
     let output = output.map_err(|e| failed(e.to_string()))?;
     let said = Said {
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -82,6 +82,18 @@ pub fn run(what: &str, tool: &str, args: &[&str], input: Option<&str>) -> Result
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(failed(e.to_string())),
         _ => Ok(said),
     }
+}
+
+/// Where a program is. Only one that is started by its path is started without a copy of this process's page tables (posix_spawn()): where
+/// the child is given another PATH, a name means fork(), which takes the longer the more memory an agent has.
+fn find(tool: &str, path: &str) -> Option<PathBuf> {
+    const EXECUTABLE: u32 = 0o111;
+    path.split(':')
+        .map(|directory| Path::new(directory).join(tool))
+        .find(|file| {
+            fs::metadata(file)
+                .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & EXECUTABLE != 0)
+        })
 }
 
 fn package(tool: &str) -> &'static str {

@@ -10,11 +10,15 @@ use super::{
     uapi::*,
 };
 
+mod kinds;
 mod seen;
 pub mod tun;
+pub mod wireguard;
 
+use kinds::Parent;
+pub use kinds::is_virtual;
+pub use seen::Seen;
 use seen::{SETTABLE, parse};
-pub use seen::{Seen, is_virtual};
 
 /// All links of the namespace, by index.
 pub fn dump(nl: &mut Netlink) -> Result<Vec<Seen>, Error> {
@@ -114,6 +118,25 @@ pub fn add_macvlan(
     add(nl, link, index, "macvlan", Some(&data), Some(parent))
 }
 
+/// Makes an ipvlan in the namespace of `nl`, down; `parent` as for a macvlan, whose MAC it takes. The driver takes no other one.
+pub fn add_ipvlan(
+    nl: &mut Netlink,
+    link: &Link,
+    index: u32,
+    parent: (u32, i32),
+    mode: u16,
+    flags: u16,
+) -> Result<(), netlink::Error> {
+    let data = Message::default()
+        .u16(IFLA_IPVLAN_MODE, mode)
+        .u16(IFLA_IPVLAN_FLAGS, flags);
+    let link = Link {
+        mac: None,
+        ..link.clone()
+    };
+    add(nl, &link, index, "ipvlan", Some(&data), Some(parent))
+}
+
 /// Makes a pair with both ends in the namespace of `nl`, down.
 pub fn add_pair(
     nl: &mut Netlink,
@@ -139,11 +162,16 @@ pub fn add_virtual(
     parent: Option<u32>,
     settings: &[Setting],
 ) -> Result<(), netlink::Error> {
-    let data = settings.iter().fold(Message::default(), |m, setting| {
-        m.bytes(setting.number, &setting.value)
-    });
-    let data = match parent {
-        Some(parent) if kind == "vxlan" => data.u32(IFLA_VXLAN_LINK, parent),
+    // Of a bond only the mode is given before it is there: see settle_bond().
+    let data = settings
+        .iter()
+        .filter(|s| (kind != "bond" || s.number == IFLA_BOND_MODE) && kind != "wireguard")
+        .fold(Message::default(), |m, setting| {
+            m.bytes(setting.number, &setting.value)
+        });
+    let lies_on = kinds::parent(kind);
+    let data = match (parent, lies_on) {
+        (Some(parent), Parent::Data(number)) => data.u32(number, parent),
         _ => data,
     };
     let info = Message::default()
@@ -153,7 +181,7 @@ pub fn add_virtual(
         .text(IFLA_IFNAME, &link.name)
         .u32(IFLA_TXQLEN, link.txqueuelen)
         .maybe(link.mac, |m, mac| m.bytes(IFLA_ADDRESS, &mac.0))
-        .maybe(parent.filter(|_| kind == "vlan"), |m, parent| {
+        .maybe(parent.filter(|_| lies_on == Parent::Link), |m, parent| {
             m.u32(IFLA_LINK, parent)
         })
         .nested(IFLA_LINKINFO, &info);
@@ -162,6 +190,81 @@ pub fn add_virtual(
         libc::NLM_F_CREATE | libc::NLM_F_EXCL,
         request,
     )
+}
+
+/// Gives a bond what of its settings it has not by itself, before anything is enslaved to it. Only that: what a mode does not know is
+/// refused even where it is what it would be anyway (bond_opt_check_deps()).
+pub fn settle_bond(
+    nl: &mut Netlink,
+    index: u32,
+    settings: &[Setting],
+    indices: &HashMap<String, u32>,
+) -> Result<(), netlink::Error> {
+    let names = indices
+        .iter()
+        .map(|(name, at)| (*at, name.clone()))
+        .collect();
+    let now = kinds::settings("bond", &by_index(nl, index)?.data, &names);
+    let mut data = Message::default();
+    for wanted in settings.iter().filter(|wanted| !now.contains(wanted)) {
+        data = match wanted.number {
+            IFLA_BOND_PRIMARY => {
+                let name = String::from_utf8_lossy(&wanted.value);
+                let missing =
+                    || netlink::Error::Malformed(format!("its primary {name} is not there"));
+                let primary = indices.get(&*name).ok_or_else(missing)?;
+                data.u32(IFLA_BOND_PRIMARY, *primary)
+            }
+            number => data.bytes(number, &wanted.value),
+        };
+    }
+    if data.as_bytes().is_empty() {
+        return Ok(());
+    }
+    let info = Message::default()
+        .text(IFLA_INFO_KIND, "bond")
+        .nested(IFLA_INFO_DATA, &data);
+    let request = Message::link(index, 0, 0).nested(IFLA_LINKINFO, &info);
+    nl.request(libc::RTM_NEWLINK, 0, request)
+}
+
+/// Gives a link that is enslaved what of its settings as a port it has not by itself.
+pub fn settle_port(
+    nl: &mut Netlink,
+    index: u32,
+    settings: &[Setting],
+) -> Result<(), netlink::Error> {
+    let (master, data) = by_index(nl, index)?.port;
+    let now = kinds::of_port(&master, &data);
+    let data = settings
+        .iter()
+        .filter(|wanted| !now.contains(wanted))
+        .fold(Message::default(), |m, wanted| {
+            m.bytes(wanted.number, &wanted.value)
+        });
+    if data.as_bytes().is_empty() {
+        return Ok(());
+    }
+    let info = Message::default()
+        .text(IFLA_INFO_SLAVE_KIND, &master)
+        .nested(IFLA_INFO_SLAVE_DATA, &data);
+    let request = Message::link(index, 0, 0).nested(IFLA_LINKINFO, &info);
+    nl.request(libc::RTM_NEWLINK, 0, request)
+}
+
+/// Whether there is a link with that index.
+pub fn exists(nl: &mut Netlink, index: u32) -> Result<bool, netlink::Error> {
+    match nl.get(libc::RTM_GETLINK, Message::link(index, 0, 0)) {
+        Err(e) if e.errno() == Some(libc::ENODEV) => Ok(false),
+        other => Ok(other?.is_some()),
+    }
+}
+
+fn by_index(nl: &mut Netlink, index: u32) -> Result<Seen, netlink::Error> {
+    match nl.get(libc::RTM_GETLINK, Message::link(index, 0, 0))? {
+        Some(reply) => parse(&reply),
+        None => Err(netlink::Error::Malformed("it is not there".into())),
+    }
 }
 
 /// Makes a dummy, down.
@@ -177,11 +280,13 @@ fn add(
     data: Option<&Message>,
     parent: Option<(u32, i32)>,
 ) -> Result<(), netlink::Error> {
+    // Without a name the kernel chooses one.
+    let named = Some(link.name.as_str()).filter(|name| !name.is_empty());
     let info = Message::default()
         .text(IFLA_INFO_KIND, kind)
         .maybe(data, |m, data| m.nested(IFLA_INFO_DATA, data));
     let request = Message::link(index, 0, 0)
-        .text(IFLA_IFNAME, &link.name)
+        .maybe(named, |m, name| m.text(IFLA_IFNAME, name))
         .u32(IFLA_MTU, link.mtu)
         .u32(IFLA_TXQLEN, link.txqueuelen)
         .maybe(link.mac, |m, mac| m.bytes(IFLA_ADDRESS, &mac.0))

@@ -1,12 +1,15 @@
 //! A link as a dump shows it, and what travels of it.
-use std::{collections::HashMap, ops::RangeInclusive};
+use std::collections::HashMap;
 
-use netmig_core::image::v1::net::{IFF_UP, Link, LinkKind, Mac, Setting};
+use netmig_core::image::v1::net::{IFF_UP, Link, LinkKind, Mac};
 
-use super::super::{
-    attr::{Attr, Attrs, u16_at, u32_at},
-    netlink::{self, Reply},
-    uapi::*,
+use super::{
+    super::{
+        attr::{Attr, Attrs, u16_at, u32_at},
+        netlink::{self, Reply},
+        uapi::*,
+    },
+    kinds::{self, Parent, is_virtual},
 };
 
 /// Flags that an administrator sets; the others say what the device does at the moment.
@@ -34,25 +37,6 @@ const FALLBACK: [&str; 11] = [
     "ip6erspan0",
 ];
 
-/// Kinds that live in one namespace alone, and the numbers of those of their attributes that can be given to the kernel; the others are
-/// states. A link's parent is in none of them, see [`LinkKind::Virtual`].
-const VIRTUAL: [(&str, &[RangeInclusive<u16>]); 6] = [
-    // IFLA_BR_*: without the identities of the spanning tree, timers, group address, flush, querier's state, learnt entries.
-    ("bridge", &[1..=9, 22..=39, 41..=46, 49..=49]),
-    ("ifb", &[]),
-    // IFLA_TUN_*: without IFLA_TUN_PERSIST, which all that are made have, and the queues.
-    ("tun", &[1..=5, 7..=7]),
-    ("vlan", &[1..=5]),
-    ("vrf", &[1..=1]),
-    // IFLA_VXLAN_*, without IFLA_VXLAN_LINK.
-    ("vxlan", &[1..=2, 4..=34]),
-];
-
-/// Whether a link of that kind can be made as [`LinkKind::Virtual`].
-pub fn is_virtual(kind: &str) -> bool {
-    VIRTUAL.iter().any(|(known, _)| *known == kind)
-}
-
 /// A link as one namespace shows it.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
@@ -66,6 +50,8 @@ pub struct Seen {
     pub flags: u32,
     /// MAC.
     pub mac: Option<Mac>,
+    /// The MAC that its maker gave it.
+    pub permanent_mac: Option<Mac>,
     /// MTU.
     pub mtu: u32,
     /// Transmit queue.
@@ -88,6 +74,8 @@ pub struct Seen {
     pub netnsid: Option<i32>,
     /// Index of the bridge or bond it is enslaved to.
     pub master: Option<u32>,
+    /// Kind of its master, and attributes as one of that master's ports, undecoded.
+    pub port: (String, Vec<u8>),
     /// IN6_ADDR_GEN_MODE_*.
     pub addr_gen_mode: Option<u8>,
     /// Whether it has a carrier, up or not.
@@ -119,51 +107,16 @@ impl Seen {
         self.carrier || !persistent
     }
 
-    fn settings(&self, kind: &str) -> Vec<Setting> {
-        let settable = |number: u16| {
-            VIRTUAL
-                .iter()
-                .any(|(known, ranges)| *known == kind && ranges.iter().any(|r| r.contains(&number)))
-        };
-        Attrs(&self.data)
-            .flatten()
-            .filter(|a| settable(a.kind))
-            .filter_map(|a| {
-                let off_by_itself = matches!(
-                    (kind, a.kind),
-                    ("bridge", IFLA_BR_VLAN_FILTERING)
-                        | (
-                            "vxlan",
-                            IFLA_VXLAN_REMCSUM_TX | IFLA_VXLAN_REMCSUM_RX | IFLA_VXLAN_TTL_INHERIT
-                        )
-                );
-                // That it is named at all counts as a wish: for a part that the kernel lacks, for bits of the header, for a flag.
-                if off_by_itself && *a.value == [0] {
-                    return None;
-                }
-                let value = match (kind, a.value.first_chunk::<4>()) {
-                    // struct ifla_vlan_flags: written with a mask of all bits, read with those that there are (vlan_dev_change_flags()).
-                    ("vlan", Some(flags)) if a.kind == IFLA_VLAN_FLAGS => {
-                        [*flags, VLAN_FLAGS.to_ne_bytes()].concat()
-                    }
-                    // Written as a number, read as a flag without content.
-                    ("vxlan", _) if a.kind == IFLA_VXLAN_TTL_INHERIT => Vec::new(),
-                    // struct br_boolopt_multi: values, and which are meant. It names all that the kernel knows, and refuses those for
-                    // which it lacks a part, on or off; a new bridge has none on.
-                    ("bridge", Some(on)) if a.kind == IFLA_BR_MULTI_BOOLOPT => {
-                        if *on == [0; 4] {
-                            return None;
-                        }
-                        on.repeat(2)
-                    }
-                    _ => a.value.to_vec(),
-                };
-                Some(Setting {
-                    number: a.kind,
-                    value,
-                })
-            })
-            .collect()
+    /// Index of the link of its namespace that a link of such a kind lies on. A VXLAN says so in no other place than its own attributes.
+    fn lies_on(&self, kind: &str) -> Option<u32> {
+        match kinds::parent(kind) {
+            Parent::None => None,
+            Parent::Link => self.link,
+            Parent::Data(number) => self
+                .data_attr(number)
+                .and_then(|a| a.u32().ok())
+                .filter(|index| *index != 0),
+        }
     }
 
     /// What travels of it; `names` are those of all links of its namespace.
@@ -173,7 +126,7 @@ impl Seen {
         let number = |kind| self.data_attr(kind);
         let kind = match self.kind.as_deref() {
             None if self.is_loopback() => LinkKind::Loopback,
-            None => LinkKind::Other("physical".to_owned()),
+            None => LinkKind::Physical,
             Some("veth") => match here.and_then(named) {
                 Some(other) => LinkKind::Pair { other },
                 None => LinkKind::Veth,
@@ -199,8 +152,8 @@ impl Seen {
             // One that lies on a link of another namespace is not the container's alone.
             Some(kind) if is_virtual(kind) && self.netnsid.is_none() => LinkKind::Virtual {
                 kind: kind.to_owned(),
-                parent: here.and_then(named),
-                settings: self.settings(kind),
+                parent: self.lies_on(kind).and_then(named),
+                settings: kinds::settings(kind, &self.data, names),
             },
             Some(other) => LinkKind::Other(other.to_owned()),
         };
@@ -219,6 +172,8 @@ impl Seen {
             alias: self.alias.clone(),
             altnames: self.altnames.clone(),
             addr_gen_mode: self.addr_gen_mode,
+            port: kinds::of_port(&self.port.0, &self.port.1),
+            vlans: Vec::new(),
         }
     }
 }
@@ -237,6 +192,7 @@ pub(super) fn parse(reply: &Reply) -> Result<Seen, netlink::Error> {
         match attr.kind {
             IFLA_IFNAME => seen.name = attr.text(),
             IFLA_ADDRESS => seen.mac = attr.mac(),
+            IFLA_PERM_ADDRESS => seen.permanent_mac = attr.mac(),
             IFLA_MTU => seen.mtu = attr.u32()?,
             IFLA_TXQLEN => seen.txqueuelen = attr.u32()?,
             IFLA_GROUP => seen.group = attr.u32()?,
@@ -262,6 +218,8 @@ pub(super) fn parse(reply: &Reply) -> Result<Seen, netlink::Error> {
                     match info.kind {
                         IFLA_INFO_KIND => seen.kind = Some(info.text()),
                         IFLA_INFO_DATA => seen.data = info.value.to_vec(),
+                        IFLA_INFO_SLAVE_KIND => seen.port.0 = info.text(),
+                        IFLA_INFO_SLAVE_DATA => seen.port.1 = info.value.to_vec(),
                         _ => {}
                     }
                 }

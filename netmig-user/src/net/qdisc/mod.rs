@@ -1,4 +1,4 @@
-//! Traffic shaping: queueing disciplines and their classes. Filters on them are named.
+//! Traffic shaping: queueing disciplines, their classes, and the filters on them.
 use std::collections::HashMap;
 
 use netmig_core::image::v1::net::{Class, Discipline, Link, TC_H_ROOT};
@@ -9,16 +9,18 @@ use super::{
     link, namespace,
     netlink::{self, Netlink, Reply},
     open, stand_in,
-    uapi::{TCA_KIND, TCA_OPTIONS},
+    uapi::{TCA_EGRESS_BLOCK, TCA_INGRESS_BLOCK, TCA_KIND, TCA_OPTIONS},
 };
 
+mod filters;
 mod options;
 
 /// Kinds that take what they show, and whether somebody makes their classes. Not among them: red, gred, choke and sfb do not show their
-/// table, netem not its distribution; clsact and ingress are nothing without their filters.
-const CARRIED: [(&str, bool); 14] = [
+/// table, netem not its distribution.
+const CARRIED: [(&str, bool); 16] = [
     ("bfifo", false),
     ("cake", false),
+    ("clsact", false),
     ("codel", false),
     ("drr", true),
     ("fq", false),
@@ -26,6 +28,7 @@ const CARRIED: [(&str, bool); 14] = [
     ("fq_pie", false),
     ("hfsc", true),
     ("htb", true),
+    ("ingress", false),
     ("pfifo", false),
     ("pie", false),
     ("prio", false),
@@ -55,11 +58,9 @@ pub fn dump(
         if has_classes(&discipline.kind) {
             discipline.classes = classes(nl, *index, &discipline)?;
         }
-        if has_filters(nl, *index, &discipline)? {
-            lost.push(format!(
-                "the {discipline} has filters: not carried, set them up at the target"
-            ));
-        }
+        let strange;
+        (discipline.filters, strange) = filters::dump(nl, *index, &discipline, names)?;
+        lost.extend(strange);
         carried.push(discipline);
     }
     carried.sort();
@@ -101,7 +102,7 @@ pub fn converge(
         };
         let (ready, later): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_ready);
         if ready.is_empty() {
-            return failed;
+            break;
         }
         for discipline in ready {
             match make(nl, index(discipline), discipline) {
@@ -111,6 +112,11 @@ pub fn converge(
         }
         waiting = later;
     }
+    // They may lead to classes of others, and to links.
+    for discipline in made {
+        failed.extend(filters::make(nl, index(discipline), discipline, indices));
+    }
+    failed
 }
 
 /// Sets them up in a scratch namespace that has links of these names, and reads them again. What this host's kernel cannot make or makes
@@ -197,14 +203,23 @@ fn parse(
         kind: String::new(),
         options: Vec::new(),
         classes: Vec::new(),
+        filters: Vec::new(),
     };
+    let mut shares = false;
     for attr in attrs {
         let attr = attr?;
         match attr.kind {
             TCA_KIND => discipline.kind = attr.text(),
             TCA_OPTIONS => discipline.options = attr.value.to_vec(),
+            TCA_INGRESS_BLOCK | TCA_EGRESS_BLOCK => shares = true,
             _ => {}
         }
+    }
+    if shares {
+        // Which is no kind that can be made.
+        discipline
+            .kind
+            .push_str(" (its filters are a block that it shares)");
     }
     discipline.options = options::taken(&discipline.kind, &discipline.options)?;
     Ok(Some((index, discipline)))
@@ -235,20 +250,6 @@ fn classes(nl: &mut Netlink, index: u32, of: &Discipline) -> Result<Vec<Class>, 
     }
     all.sort();
     Ok(all)
-}
-
-fn has_filters(nl: &mut Netlink, index: u32, of: &Discipline) -> Result<bool, Error> {
-    let on = [of.handle].into_iter();
-    for parent in on.chain(of.classes.iter().map(|c| c.handle)) {
-        let request = Message::new(&tcmsg(index, 0, parent));
-        let replies = nl
-            .dump(libc::RTM_GETTFILTER, &request)
-            .doing(|| format!("reading the filters of the {of}"))?;
-        if !replies.is_empty() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 fn make(nl: &mut Netlink, index: u32, discipline: &Discipline) -> Result<(), Error> {

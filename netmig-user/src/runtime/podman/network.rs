@@ -89,7 +89,8 @@ pub fn findings(network: &NetworkRecord) -> (Option<String>, Option<String>) {
     let against = match network.driver.as_str() {
         "bridge" if mode != "unmanaged" && !network.internal => Some(format!(
             "network {name} is NATed behind this host ({}), so its addresses mean nothing elsewhere: connect the container to a bridge that carries \
-             the hosts' own segment (podman network create --interface-name BRIDGE -o mode=unmanaged --subnet SUBNET --disable-dns NAME)",
+             the hosts' own segment (podman network create --interface-name BRIDGE -o mode=unmanaged --subnet SUBNET --disable-dns NAME); or to such a bridge behind \
+             both hosts, with rules of your own that translate, and move the address by which peers know it (--service-address)",
             network
                 .subnets
                 .iter()

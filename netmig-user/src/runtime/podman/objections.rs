@@ -25,7 +25,8 @@ pub fn of(record: &Record) -> Vec<String> {
     );
     object(
         !host.port_bindings.is_empty(),
-        "it has published ports, and peers know the host's address: give it an address of its own on the segment and do without --publish",
+        "it has published ports, and peers know the host's address: give it an address of its own on the segment and do without --publish; or translate by rules of your own on both \
+         hosts to a container on an unmanaged bridge behind them, and move the host's address too (--service-address)",
     );
     for (mode, name, option) in [
         (&host.ipc_mode, "IPC", "--ipc"),

@@ -1,24 +1,26 @@
-//! The object `accept`, loaded and attached at `lo`.
-use std::sync::{Mutex, OnceLock, PoisonError};
+//! The object `accept`, loaded and attached.
+use std::{
+    fmt,
+    sync::{Mutex, OnceLock, PoisonError},
+};
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::HashMap,
+    maps::{HashMap, MapData},
     programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
 };
 use netmig_common::{
     FlowKey,
-    accept::{KFUNC_PLACE, Waiting},
+    accept::{HalfOpen, KFUNC_PLACE, Waiting},
 };
 
-use crate::sock::btf::Btf;
+use crate::sock::{btf::Btf, iter::Failure};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/accept"));
 const KFUNC: &str = "bpf_sk_assign_tcp_reqsk";
-const PROGRAM: &str = "nm_accept";
-const MAP: &str = "WAITING";
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+const AT_LO: &str = "nm_accept";
+const AT_LINKS: &str = "nm_half_open";
+const PROGRAMS: [&str; 2] = [AT_LO, AT_LINKS];
 
 /// Number of the kernel's function in its own type information; none: older than 6.9, or without type information.
 pub(super) fn number() -> Option<u32> {
@@ -26,16 +28,21 @@ pub(super) fn number() -> Option<u32> {
     *NUMBER.get_or_init(|| Btf::kernel()?.function(KFUNC))
 }
 
-/// An object that was loaded ahead, for the next [`Program::attach`].
-static AHEAD: Mutex<Option<Ebpf>> = Mutex::new(None);
+/// Objects that were loaded ahead, for the next [`Program::attach`] at `lo` and at links.
+static AHEAD: Mutex<Vec<Ebpf>> = Mutex::new(Vec::new());
 
-/// Loads the object for the next [`Program::attach`]: that takes longer than a blackout should.
+/// Loads the objects for the next [`Program::attach`]: that takes longer than a blackout should.
 pub(super) fn load_ahead() -> Result<(), Failure> {
     let mut ahead = AHEAD.lock().unwrap_or_else(PoisonError::into_inner);
-    if ahead.is_none() {
-        *ahead = Some(load()?);
+    while ahead.len() < PROGRAMS.len() {
+        ahead.push(load()?);
     }
     Ok(())
+}
+
+/// Unloads those that nobody has needed.
+pub(super) fn unload() {
+    AHEAD.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 
 fn load() -> Result<Ebpf, Failure> {
@@ -44,51 +51,83 @@ fn load() -> Result<Ebpf, Failure> {
     fill_in(&mut object, number).ok_or("the embedded object is malformed")?;
     // Nothing in the object depends on where a kernel has its fields.
     let mut object = EbpfLoader::new().btf(None).load(&object)?;
-    program(&mut object)?.load()?;
+    for name in PROGRAMS {
+        program(&mut object, name)?.load()?;
+    }
     Ok(object)
 }
 
-fn program(object: &mut Ebpf) -> Result<&mut SchedClassifier, Failure> {
+fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, Failure> {
     Ok(object
-        .program_mut(PROGRAM)
+        .program_mut(name)
         .ok_or("the embedded object lacks its program")?
         .try_into()?)
 }
 
-/// The program at `lo` of the caller's namespace, until it is dropped.
+/// A program at links of the caller's namespace, until it is dropped.
 pub(super) struct Program(Ebpf);
 
 impl Program {
-    pub(super) fn attach() -> Result<Self, Failure> {
-        let ahead = AHEAD.lock().unwrap_or_else(PoisonError::into_inner).take();
+    /// For what is delivered through `lo`.
+    pub(super) fn at_lo() -> Result<Self, Failure> {
+        Self::attach(AT_LO, &["lo"])
+    }
+
+    /// For handshakes under way.
+    pub(super) fn at_links(links: &[&str]) -> Result<Self, Failure> {
+        Self::attach(AT_LINKS, links)
+    }
+
+    fn attach(name: &str, links: &[&str]) -> Result<Self, Failure> {
+        let ahead = AHEAD.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut object = match ahead {
             Some(object) => object,
             None => load()?,
         };
-        // Last: a gate at `lo` has the first word.
-        program(&mut object)?.attach_with_options(
-            "lo",
-            TcAttachType::Ingress,
-            TcAttachOptions::TcxOrder(LinkOrder::last()),
-        )?;
+        for link in links {
+            // Last: a gate there has the first word.
+            program(&mut object, name)?
+                .attach_with_options(
+                    link,
+                    TcAttachType::Ingress,
+                    TcAttachOptions::TcxOrder(LinkOrder::last()),
+                )
+                .map_err(|e| format!("attaching to {link}: {e}"))?;
+        }
         Ok(Self(object))
     }
 
     pub(super) fn offer(&mut self, key: &FlowKey, waiting: &Waiting) -> Result<(), Failure> {
-        self.map()?.insert(key, waiting, 0)?;
-        Ok(())
+        Ok(self.map::<Waiting>("WAITING")?.insert(key, waiting, 0)?)
     }
 
     pub(super) fn outcome(&mut self, key: &FlowKey) -> Result<i32, Failure> {
-        Ok(self.map()?.get(key, 0)?.outcome)
+        Ok(self.map::<Waiting>("WAITING")?.get(key, 0)?.outcome)
     }
 
-    fn map(&mut self) -> Result<HashMap<&mut aya::maps::MapData, FlowKey, Waiting>, Failure> {
+    pub(super) fn expect(&mut self, key: &FlowKey, half: &HalfOpen) -> Result<(), Failure> {
+        Ok(self.map::<HalfOpen>("HALF_OPEN")?.insert(key, half, 0)?)
+    }
+
+    pub(super) fn half_open(&mut self, key: &FlowKey) -> Result<HalfOpen, Failure> {
+        Ok(self.map("HALF_OPEN")?.get(key, 0)?)
+    }
+
+    fn map<V: aya::Pod>(
+        &mut self,
+        name: &str,
+    ) -> Result<HashMap<&mut MapData, FlowKey, V>, Failure> {
         let map = self
             .0
-            .map_mut(MAP)
+            .map_mut(name)
             .ok_or("the embedded object lacks its map")?;
         Ok(HashMap::try_from(map)?)
+    }
+}
+
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Program")
     }
 }
 
@@ -134,7 +173,7 @@ mod tests {
         let mut object = OBJECT.to_vec();
         let place = KFUNC_PLACE.to_le_bytes();
         let calls = |object: &[u8]| object.windows(4).filter(|w| *w == place).count();
-        assert_eq!(calls(&object), 2, "one for each family");
+        assert_eq!(calls(&object), 2, "one at lo, and one at links");
         assert_eq!(fill_in(&mut object, 77), Some(()));
         assert_eq!(calls(&object), 0);
         assert_eq!(fill_in(&mut object, 77), None);

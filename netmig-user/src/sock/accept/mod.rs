@@ -4,6 +4,7 @@
 //! and at the source if the move is undone, the kernel is made to put them back: the ACK that ended their handshake is delivered once more,
 //! with their present sequence numbers (see the object `accept`); what they had not been asked for follows as segments, and the peer's FIN.
 //! Both need Linux 6.9; on an older kernel they are left where they are, and named.
+mod half_open;
 mod kfunc;
 
 use std::{
@@ -17,23 +18,26 @@ use netmig_common::{
     accept::{Agreed, NO_LISTENER, NOT_SEEN, PLACED, Waiting},
 };
 use netmig_core::{
-    image::v1::sock::{Tcp, TcpState},
+    image::v1::sock::{Endpoint, Tcp, TcpState},
     socket::State,
 };
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{SockFlag, SockaddrStorage, accept4, getpeername, getsockname},
+    sys::socket::{SockFlag, SockaddrStorage, accept4, getpeername},
 };
 use std::os::fd::AsFd;
 
 use super::{
+    common,
     diag::{self, Found},
     error::{Error, On},
     inject::Injector,
     tcp::{self, Kernels},
-    udp::endpoint,
 };
+use crate::sys::sockopt::{self, number::SO_BUF_LOCK};
+
+pub(super) use half_open::{HalfOpens, forget, under_way};
 
 /// How long the kernel may take to put what was delivered where it belongs.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -53,6 +57,11 @@ pub(super) fn prepare() -> Result<(), Error> {
         return Ok(());
     }
     kfunc::load_ahead().map_err(|source| Error::Accept { source })
+}
+
+/// Ends what [`prepare`] has begun.
+pub(super) fn unprepare() {
+    kfunc::unload();
 }
 
 /// Accepts what waits at a listener whose tasks are stopped: at most `waiting` connections, in their order. Its mode (O_NONBLOCK) stays.
@@ -80,27 +89,87 @@ pub(super) fn take(
 
 /// The row of the list that is this connection; none: it ended before it was accepted.
 pub(super) fn listed<'a>(fd: &OwnedFd, found: &'a [Found]) -> Option<&'a Found> {
-    let local: SockaddrStorage = getsockname(fd.as_raw_fd()).ok()?;
+    let local = common::own_end(fd).ok()?;
     let peer: SockaddrStorage = getpeername(fd.as_raw_fd()).ok()?;
-    let ends = (endpoint(&local)?.canonical(), endpoint(&peer)?.canonical());
-    found.iter().find(|f| {
-        let theirs = f.local.endpoint().zip(f.peer.endpoint());
-        f.inode == 0
-            && matches!(f.state, State::Established | State::CloseWait)
-            && theirs.is_some_and(|(l, p)| (l.canonical(), p.canonical()) == ends)
-    })
+    let ends = (local.canonical(), common::endpoint(&peer)?.canonical());
+    found.iter().find(|f| waits(f, ends))
 }
 
 /// Puts connections into the accept queues of the listeners of the caller's namespace, in this order. What cannot be put there is said,
-/// and does not stay half-made.
+/// and does not stay half-made. `listeners`: theirs.
 ///
 /// # Errors
 /// The kernel lacks what is needed, or cannot be asked.
-pub(super) fn put(waiting: &[Tcp], kernels: Kernels) -> Result<Vec<String>, Error> {
+pub(super) fn put(
+    waiting: &[Tcp],
+    listeners: &[OwnedFd],
+    kernels: Kernels,
+) -> Result<Vec<String>, Error> {
     if waiting.is_empty() {
         return Ok(Vec::new());
     }
-    let mut program = kfunc::Program::attach().map_err(|source| Error::Accept { source })?;
+    let rooms = listeners
+        .iter()
+        .map(|listener| Room::for_all(listener, waiting))
+        .collect::<Result<Vec<_>, Error>>()?;
+    let lost = put_all(waiting, kernels);
+    for room in rooms.into_iter().flatten() {
+        room.give_back()?;
+    }
+    lost
+}
+
+/// A listener whose connections begin with a larger receive buffer than its own: they have it from the listener (sk_clone), and what they have
+/// not been asked for comes at once.
+struct Room<'a> {
+    listener: &'a OwnedFd,
+    buffer: i32,
+    locks: i32,
+}
+
+impl<'a> Room<'a> {
+    /// None: there is room enough.
+    fn for_all(listener: &'a OwnedFd, waiting: &[Tcp]) -> Result<Option<Self>, Error> {
+        let local = common::own_end(listener).on("asking for its name", &"a listener")?;
+        let own = waiting.iter().filter(|tcp| tcp.local.port == local.port);
+        // Half of it is window (tcp_win_from_space), and a segment takes twice its payload.
+        let need = own.map(|tcp| 4 * tcp.recv.len() + (128 << 10)).max();
+        let Some(need) = need.and_then(|need| i32::try_from(need).ok()) else {
+            return Ok(None);
+        };
+        let int =
+            |name, call| sockopt::int(listener, libc::SOL_SOCKET, name).on(call, &"a listener");
+        let room = Self {
+            listener,
+            buffer: int(libc::SO_RCVBUF, "reading SO_RCVBUF")?,
+            locks: int(SO_BUF_LOCK, "reading SO_BUF_LOCK")?,
+        };
+        if room.buffer >= need {
+            return Ok(None);
+        }
+        room.set(need)?;
+        Ok(Some(room))
+    }
+
+    /// SO_RCVBUFFORCE takes half, and locks the size.
+    fn set(&self, buffer: i32) -> Result<(), Error> {
+        for (name, value, call) in [
+            (libc::SO_RCVBUFFORCE, buffer / 2, "setting SO_RCVBUFFORCE"),
+            (SO_BUF_LOCK, self.locks, "setting SO_BUF_LOCK"),
+        ] {
+            sockopt::set_int(self.listener, libc::SOL_SOCKET, name, value)
+                .on(call, &"a listener")?;
+        }
+        Ok(())
+    }
+
+    fn give_back(self) -> Result<(), Error> {
+        self.set(self.buffer)
+    }
+}
+
+fn put_all(waiting: &[Tcp], kernels: Kernels) -> Result<Vec<String>, Error> {
+    let mut program = kfunc::Program::at_lo().map_err(|source| Error::Accept { source })?;
     let mut injector = Injector::default();
     let mut lost = Vec::new();
     let mut put = Vec::new();
@@ -121,7 +190,7 @@ fn place(
     kernels: Kernels,
 ) -> Result<Result<(), String>, Error> {
     let failed = |source| Error::Accept { source };
-    let key = key(tcp);
+    let key = key(tcp.local, tcp.peer);
     let waiting = Waiting {
         agreed: agreed(tcp, kernels)?,
         outcome: NOT_SEEN,
@@ -198,22 +267,26 @@ fn verify(put: &[&Tcp]) -> Result<Vec<String>, Error> {
 }
 
 fn is(found: &Found, tcp: &Tcp) -> bool {
-    found.inode == 0
-        && matches!(found.state, State::Established | State::CloseWait)
-        && found.local.endpoint().map(|e| e.canonical()) == Some(tcp.local.canonical())
-        && found.peer.endpoint().map(|e| e.canonical()) == Some(tcp.peer.canonical())
+    waits(found, (tcp.local.canonical(), tcp.peer.canonical()))
 }
 
-fn key(tcp: &Tcp) -> FlowKey {
+/// It is the connection with these ends, and nobody has it yet.
+fn waits(found: &Found, ends: (Endpoint, Endpoint)) -> bool {
+    found.inode == 0
+        && matches!(found.state, State::Established | State::CloseWait)
+        && found.on_the_wire() == Some(ends)
+}
+
+fn key(local: Endpoint, peer: Endpoint) -> FlowKey {
     let octets = |ip: std::net::IpAddr| match ip.to_canonical() {
         std::net::IpAddr::V4(ip) => FlowKey::mapped(ip.octets()),
         std::net::IpAddr::V6(ip) => ip.octets(),
     };
     FlowKey {
-        container: octets(tcp.local.ip),
-        peer: octets(tcp.peer.ip),
-        container_port: tcp.local.port,
-        peer_port: tcp.peer.port,
+        container: octets(local.ip),
+        peer: octets(peer.ip),
+        container_port: local.port,
+        peer_port: peer.port,
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
 };
 
 use netmig_core::{
-    image::v1::sock::{Common, Endpoint, Interface, Tcp, TcpState, Window},
+    image::v1::sock::{Common, Endpoint, HalfOpen, Interface, Tcp, TcpState, Window},
     socket::State,
 };
 use nix::time::{ClockId, clock_gettime};
@@ -40,6 +40,7 @@ impl Clock {
 pub(super) enum Carried {
     Orphan(Tcp),
     TimeWait(Tcp),
+    HalfOpen(HalfOpen),
 }
 
 /// The image of one; none: it cannot be carried.
@@ -50,6 +51,9 @@ pub(super) fn carried(
     clock: Clock,
 ) -> Option<Carried> {
     let (local, peer) = (socket.local.endpoint()?, socket.peer.endpoint()?);
+    if values.is_request() {
+        return half_open(values, local, peer, clock).map(Carried::HalfOpen);
+    }
     let device = interfaces
         .iter()
         .find(|i| i.index == values.word("device") && local.scope == 0 && peer.scope == 0);
@@ -75,6 +79,35 @@ pub(super) fn carried(
     } else {
         orphan(values, tcp).map(Carried::Orphan)
     }
+}
+
+/// None: it is of another protocol too.
+fn half_open(
+    values: &Values<'_>,
+    local: Endpoint,
+    peer: Endpoint,
+    clock: Clock,
+) -> Option<HalfOpen> {
+    if values.is("mptcp") || values.is("ao") {
+        return None;
+    }
+    let scales = (
+        values.word("snd_wscale") as u8,
+        values.word("rcv_wscale") as u8,
+    );
+    Some(HalfOpen {
+        local,
+        peer,
+        isn: values.word("isn"),
+        peer_isn: values.word("peer_isn"),
+        window: values.word("window"),
+        mss: values.word("mss") as u16,
+        wscale: values.is("wscale_ok").then_some(scales),
+        sack: values.is("sack_ok"),
+        ecn: values.is("ecn"),
+        ts_recent: values.is("tstamp_ok").then(|| values.word("ts_recent")),
+        timestamp: clock.stamp(values.word("tsoffset"), values.is("usec")),
+    })
 }
 
 fn orphan(values: &Values<'_>, tcp: Tcp) -> Option<Tcp> {

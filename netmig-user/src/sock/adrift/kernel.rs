@@ -6,11 +6,13 @@ use std::{
     sync::{Mutex, OnceLock, PoisonError},
 };
 
-use aya::{Btf as AyaBtf, Ebpf, EbpfLoader, include_bytes_aligned, maps::Array, programs::Iter};
-use netmig_common::adrift::{ABSENT, Asked, FIELDS, Record, TIME_WAIT};
+use aya::{include_bytes_aligned, maps::Array};
+use netmig_common::adrift::{ABSENT, Asked, FIELDS, NEW_SYN_RECV, Record, TIME_WAIT};
 
-use super::Failure;
-use crate::sock::btf::{Btf, Field};
+use crate::sock::{
+    btf::{Btf, Field},
+    iter::{Failure, Object},
+};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/adrift"));
 const PROGRAM: &str = "nm_adrift";
@@ -50,7 +52,7 @@ const fn second(key: &'static str, of: &'static str, path: &'static [&'static st
     }
 }
 
-/// Both kinds begin with struct sock_common.
+/// All kinds begin with struct sock_common.
 const COMMON: [Wanted; 12] = [
     wanted("family", "sock_common", &["skc_family"]),
     wanted("local port", "sock_common", &["skc_num"]),
@@ -110,6 +112,26 @@ const TIME_WAITING: [Wanted; 10] = [
     optional("key", "tcp_timewait_sock", &["tw_md5_key"]),
 ];
 
+/// struct tcp_request_sock begins with a struct inet_request_sock, and that with a struct request_sock.
+const REQUEST: [Wanted; 15] = [
+    wanted("isn", "tcp_request_sock", &["snt_isn"]),
+    wanted("peer_isn", "tcp_request_sock", &["rcv_isn"]),
+    wanted("tsoffset", "tcp_request_sock", &["ts_off"]),
+    optional("usec", "tcp_request_sock", &["req_usec_ts"]),
+    // Not without CONFIG_MPTCP, CONFIG_TCP_AO.
+    optional("mptcp", "tcp_request_sock", &["is_mptcp"]),
+    optional("ao", "tcp_request_sock", &["used_tcp_ao"]),
+    wanted("mss", "request_sock", &["mss"]),
+    wanted("window", "sock_common", &["skc_rcv_wnd"]),
+    wanted("ts_recent", "request_sock", &["ts_recent"]),
+    wanted("snd_wscale", "inet_request_sock", &["snd_wscale"]),
+    wanted("rcv_wscale", "inet_request_sock", &["rcv_wscale"]),
+    wanted("wscale_ok", "inet_request_sock", &["wscale_ok"]),
+    wanted("tstamp_ok", "inet_request_sock", &["tstamp_ok"]),
+    wanted("sack_ok", "inet_request_sock", &["sack_ok"]),
+    wanted("ecn", "inet_request_sock", &["ecn_ok"]),
+];
+
 type Places = HashMap<&'static str, (usize, Field)>;
 
 /// Where the fields of one kind lie, and which values of a record they are.
@@ -134,9 +156,10 @@ fn places(btf: &Btf, own: &[Wanted]) -> Result<(Places, [u32; FIELDS]), Failure>
 
 /// The program in the kernel, and how its records are read.
 struct Loaded {
-    object: Ebpf,
+    object: Object,
     full: Places,
     time_wait: Places,
+    request: Places,
 }
 
 impl Loaded {
@@ -145,46 +168,37 @@ impl Loaded {
             Btf::kernel().ok_or("this kernel has no type information (CONFIG_DEBUG_INFO_BTF)")?;
         let (full, full_offsets) = places(btf, &FULL)?;
         let (time_wait, time_wait_offsets) = places(btf, &TIME_WAITING)?;
+        let (request, request_offsets) = places(btf, &REQUEST)?;
         let common = btf.structure("sock_common");
         let state = common.and_then(|s| btf.field(s, &["skc_state"]));
         let asked = Asked {
-            // FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING.
-            states: 1 << 4 | 1 << 5 | 1 << TIME_WAIT | 1 << 9 | 1 << 11,
+            // SYN_RECV (TCP_FASTOPEN), FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING.
+            states: 1 << 3
+                | 1 << 4
+                | 1 << 5
+                | 1 << TIME_WAIT
+                | 1 << 9
+                | 1 << 11
+                | 1 << NEW_SYN_RECV,
             state: state.ok_or("this kernel has no sock_common.skc_state")?.at,
             full: full_offsets,
             time_wait: time_wait_offsets,
+            request: request_offsets,
         };
-        // Nothing in the object depends on where a kernel has its fields.
-        let mut object = EbpfLoader::new().btf(None).load(OBJECT)?;
-        let map = object
-            .map_mut("ASKED")
-            .ok_or("the embedded object lacks its map")?;
-        Array::try_from(map)?.set(0, asked, 0)?;
-        let program: &mut Iter = object
-            .program_mut(PROGRAM)
-            .ok_or("the embedded object lacks its program")?
-            .try_into()?;
-        program.load("tcp", &AyaBtf::from_sys_fs()?)?;
+        let mut object = Object::load(OBJECT, &[PROGRAM])?;
+        object.map::<Array<_, Asked>>("ASKED")?.set(0, asked, 0)?;
         Ok(Self {
             object,
             full,
             time_wait,
+            request,
         })
     }
 
     /// All records of the caller's namespace.
     fn read(&mut self) -> Result<Vec<u8>, Failure> {
-        let program: &mut Iter = self
-            .object
-            .program_mut(PROGRAM)
-            .ok_or("the embedded object lacks its program")?
-            .try_into()?;
-        let id = program.attach()?;
         let mut bytes = Vec::new();
-        program
-            .take_link(id)?
-            .into_file()?
-            .read_to_end(&mut bytes)?;
+        self.object.pass(PROGRAM)?.read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 }
@@ -217,6 +231,11 @@ impl Values<'_> {
         self.record.state == TIME_WAIT
     }
 
+    /// Its handshake is under way: a struct tcp_request_sock.
+    pub(super) fn is_request(&self) -> bool {
+        self.record.state == NEW_SYN_RECV
+    }
+
     /// Where it lies in the kernel's memory.
     pub(super) fn address(&self) -> u64 {
         self.record.socket
@@ -242,7 +261,7 @@ impl Values<'_> {
     }
 }
 
-/// Hands every socket of the caller's namespace that has sent its FIN to `each`.
+/// Hands every socket of the caller's namespace that has sent its FIN, or has not got the ACK of its SYN-ACK, to `each`.
 pub(super) fn each(each: &mut dyn FnMut(&Values<'_>)) -> Result<(), Failure> {
     const WORDS: usize = FIELDS + 2;
     let loaded = loaded().as_ref().map_err(|e| e.to_string())?;
@@ -262,10 +281,10 @@ pub(super) fn each(each: &mut dyn FnMut(&Values<'_>)) -> Result<(), Failure> {
             state: words[1],
             values,
         };
-        let places = if record.state == TIME_WAIT {
-            &loaded.time_wait
-        } else {
-            &loaded.full
+        let places = match record.state {
+            TIME_WAIT => &loaded.time_wait,
+            NEW_SYN_RECV => &loaded.request,
+            _ => &loaded.full,
         };
         each(&Values { record, places });
     }

@@ -5,6 +5,8 @@
 //! opening, as the others are, and closed: so the kernel makes the same orphan of it. TIME_WAIT is made behind the closed gate, by the two FINs and
 //! the ACK that had made it.
 //!
+//! A connection in a SYN queue is no socket that could be rebuilt: at the target its ACK makes it (see `accept::half_open`).
+//!
 //! Bytes that an orphan still has to send are read in the same way (see the object `queues`), page by page.
 mod image;
 mod kernel;
@@ -28,6 +30,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 pub(super) use self::image::Clock;
 use self::image::{Carried, carried, ends};
 use super::{
+    accept, cores,
     diag::{self, Found},
     error::{Error, On},
     inject::Injector,
@@ -36,7 +39,6 @@ use super::{
 };
 use crate::sys::sockopt;
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Ends = (Endpoint, Endpoint);
 
 /// Most sockets in TIME_WAIT that a move makes anew: each takes a part of the blackout. Those that would have stayed longest count.
@@ -50,21 +52,19 @@ pub(super) fn readable() -> bool {
     kernel::readable() && queue::readable()
 }
 
-fn tuple(socket: &Found) -> Option<Ends> {
-    let (local, peer) = (socket.local.endpoint()?, socket.peer.endpoint()?);
-    Some((local.canonical(), peer.canonical()))
-}
-
-/// What becomes of one: it moves if its peer is outside, and the kernel lets it be read.
+/// What becomes of one: it moves if its peer is outside, and the kernel lets it be read. Of a handshake under way too, which nobody can hold.
 pub(super) fn classify(socket: &Found) -> Class {
-    let inner =
-        tuple(socket).is_none_or(|(local, peer)| peer.ip.is_loopback() || peer.ip == local.ip);
+    let inner = socket
+        .on_the_wire()
+        .is_none_or(|(local, peer)| peer.ip.is_loopback() || peer.ip == local.ip);
     let carried = !inner && kernel::readable();
     // The kernel counts a FIN that was not acknowledged as a byte.
     match socket.state {
         State::TimeWait if inner => Class::TcpTimeWaitInside,
         State::TimeWait if carried => Class::TcpTimeWait,
         State::TimeWait => Class::TcpTimeWaitStuck,
+        State::SynRecv if carried && accept::supported() => Class::TcpSynRecv,
+        State::SynRecv => Class::TcpSynRecvStuck,
         _ if carried && (socket.wqueue <= 1 || queue::readable()) => Class::TcpOrphan,
         _ => Class::TcpOrphanStuck,
     }
@@ -76,8 +76,14 @@ pub(super) fn dump<'a>(
     image: &mut Sockets,
 ) -> Result<Vec<Found>, Error> {
     let mut wanted: HashMap<Ends, &Found> = found
-        .filter(|f| matches!(classify(f), Class::TcpOrphan | Class::TcpTimeWait))
-        .filter_map(|f| Some((tuple(f)?, f)))
+        .filter(|f| {
+            let class = classify(f);
+            matches!(
+                class,
+                Class::TcpOrphan | Class::TcpTimeWait | Class::TcpSynRecv
+            )
+        })
+        .filter_map(|f| Some((f.on_the_wire()?, f)))
         .collect();
     let mut read = Vec::new();
     if wanted.is_empty() {
@@ -98,9 +104,11 @@ pub(super) fn dump<'a>(
                 time_wait.push((socket.expires_ms, tcp));
                 read.push(socket.clone());
             }
-            None => image
-                .left
-                .push(left(socket, "it is signed, or has changed")),
+            Some(Carried::HalfOpen(half)) => image.half_open.push(half),
+            None => image.left.push(left(
+                socket,
+                "it is signed, begun with data, a path of MPTCP, or has changed",
+            )),
         }
     })
     .map_err(|source| Error::Adrift { source })?;
@@ -213,7 +221,6 @@ pub(super) fn end(tcps: Vec<Tcp>, kernels: Kernels) -> Result<Vec<String>, Error
         return Ok(Vec::new());
     }
     let (mut made, mut lost) = (Vec::new(), Vec::new());
-    let mut injector = Injector::default();
     let mut by_peer = BTreeMap::<IpAddr, Vec<Tcp>>::new();
     for tcp in tcps {
         by_peer
@@ -226,15 +233,9 @@ pub(super) fn end(tcps: Vec<Tcp>, kernels: Kernels) -> Result<Vec<String>, Error
         let to = format!("sockets in TIME_WAIT towards {}", peer.ip);
         // Segments that wait for a link address would leave when the gate is open, and a peer that has ended answers with a RST.
         nexthop::without_asking(peer, || {
-            for tcp in tcps {
-                let name = tcp.to_string();
-                match rebuild(tcp, kernels).and_then(|orphan| last_words(orphan, &mut injector)) {
-                    Ok(ends) => made.push((ends, name)),
-                    // The kernel still has the one that it had when the container left.
-                    Err(Error::Socket { source, .. })
-                        if source.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
-                    Err(e) => lost.push(unprotected(&name, &chain(&e))),
-                }
+            for (of_part, not) in cores::parts(&tcps, |part| end_some(part, kernels)) {
+                made.extend(of_part);
+                lost.extend(not);
             }
             Ok(())
         })
@@ -242,6 +243,23 @@ pub(super) fn end(tcps: Vec<Tcp>, kernels: Kernels) -> Result<Vec<String>, Error
     }
     lost.extend(verify(made)?);
     Ok(lost)
+}
+
+/// Those that were made, and what there is to say of those that were not.
+fn end_some(tcps: &[Tcp], kernels: Kernels) -> (Vec<(Ends, String)>, Vec<String>) {
+    let (mut made, mut lost) = (Vec::new(), Vec::new());
+    let mut injector = Injector::default();
+    for tcp in tcps {
+        let name = tcp.to_string();
+        match rebuild(tcp.clone(), kernels).and_then(|orphan| last_words(orphan, &mut injector)) {
+            Ok(ends) => made.push((ends, name)),
+            // The kernel still has the one that it had when the container left.
+            Err(Error::Socket { source, .. })
+                if source.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
+            Err(e) => lost.push(unprotected(&name, &chain(&e))),
+        }
+    }
+    (made, lost)
 }
 
 /// Both FINs, and the ACK of ours.
@@ -269,7 +287,7 @@ fn verify(mut made: Vec<(Ends, String)>) -> Result<Vec<String>, Error> {
         let found = diag::tcp()?;
         let standing: HashMap<Ends, State> = found
             .iter()
-            .filter_map(|f| Some((tuple(f)?, f.state)))
+            .filter_map(|f| Some((f.on_the_wire()?, f.state)))
             .collect();
         made.retain(|(ends, _)| standing.get(ends) != Some(&State::TimeWait));
         if made.is_empty() || Instant::now() >= until {

@@ -13,9 +13,8 @@ use std::{
 };
 
 use aya::{
-    Btf as AyaBtf, Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, Map, RingBuf},
-    programs::Iter,
+    include_bytes_aligned,
+    maps::{Array, RingBuf},
 };
 use netmig_common::queues::{
     ALL, Asked, BYTES, FROM, FULL, Head, MARKS, PAGE, Pass, Places, Search,
@@ -27,16 +26,18 @@ use nix::{
     unistd::{SysconfVar, sysconf},
 };
 
-use super::Failure;
 use crate::{
-    sock::{btf::Btf, repair::Repair},
+    sock::{
+        btf::Btf,
+        iter::{Failure, Object},
+        repair::Repair,
+    },
     sys::sockopt::{self, number::TCP_SEND_QUEUE},
 };
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/queues"));
 const QUEUES: &str = "nm_queues";
 const SEARCH: &str = "nm_search";
-const LACKS: &str = "the embedded object lacks a part";
 
 /// FIN_WAIT1, LAST_ACK, CLOSING: what may have bytes to send after a close.
 const CLOSED: u32 = 1 << 4 | 1 << 9 | 1 << 11;
@@ -93,7 +94,7 @@ fn places(btf: &Btf) -> Result<(Places, u32), Failure> {
 
 /// The programs in the kernel.
 struct Loaded {
-    object: Ebpf,
+    object: Object,
     asked: Asked,
 }
 
@@ -105,14 +106,8 @@ impl Loaded {
         let btf =
             Btf::kernel().ok_or("this kernel has no type information (CONFIG_DEBUG_INFO_BTF)")?;
         let (places, shift) = places(btf)?;
-        let mut object = EbpfLoader::new().btf(None).load(OBJECT)?;
-        let types = AyaBtf::from_sys_fs()?;
-        for name in [QUEUES, SEARCH] {
-            let program: &mut Iter = object.program_mut(name).ok_or(LACKS)?.try_into()?;
-            program.load("tcp", &types)?;
-        }
         let mut loaded = Self {
-            object,
+            object: Object::load(OBJECT, &[QUEUES, SEARCH])?,
             asked: Asked {
                 states: ESTABLISHED,
                 places,
@@ -125,41 +120,34 @@ impl Loaded {
         Ok(loaded)
     }
 
-    fn map(&mut self, name: &str) -> Result<&mut Map, Failure> {
-        Ok(self.object.map_mut(name).ok_or(LACKS)?)
-    }
-
     /// Calls a program for every socket of the caller's namespace.
     fn run(&mut self, name: &str) -> Result<(), Failure> {
-        let program: &mut Iter = self.object.program_mut(name).ok_or(LACKS)?.try_into()?;
-        let id = program.attach()?;
         let mut nothing = Vec::new();
-        program
-            .take_link(id)?
-            .into_file()?
-            .read_to_end(&mut nothing)?;
+        self.object.pass(name)?.read_to_end(&mut nothing)?;
         Ok(())
     }
 
     /// Hands every record to `each`: its head and its bytes.
     fn records(&mut self, each: &mut dyn FnMut(Head, &[u8])) -> Result<(), Failure> {
         let asked = self.asked;
-        Array::try_from(self.map("ASKED")?)?.set(0, asked, 0)?;
+        self.object
+            .map::<Array<_, Asked>>("ASKED")?
+            .set(0, asked, 0)?;
         let mut pass = Pass {
             state: ALL,
             ..Pass::default()
         };
         loop {
-            Array::try_from(self.map("PASS")?)?.set(0, pass, 0)?;
+            self.object.map::<Array<_, Pass>>("PASS")?.set(0, pass, 0)?;
             self.run(QUEUES)?;
             let mut some = false;
-            let mut ring = RingBuf::try_from(self.map("RECORDS")?)?;
+            let mut ring: RingBuf<_> = self.object.map("RECORDS")?;
             while let Some(record) = ring.next() {
                 let (head, bytes) = parsed(&record).ok_or("a record is cut off")?;
                 each(head, bytes);
                 some = true;
             }
-            pass = Array::try_from(self.map("PASS")?)?.get(&0, 0)?;
+            pass = self.object.map::<Array<_, Pass>>("PASS")?.get(&0, 0)?;
             if pass.state != FULL || !some {
                 return Ok(());
             }
@@ -239,9 +227,15 @@ impl Memory {
             marks,
             found: 0,
         };
-        Array::try_from(loaded.map("SEARCH")?)?.set(0, search, 0)?;
+        loaded
+            .object
+            .map::<Array<_, Search>>("SEARCH")?
+            .set(0, search, 0)?;
         loaded.run(SEARCH)?;
-        let found: Search = Array::try_from(loaded.map("SEARCH")?)?.get(&0, 0)?;
+        let found = loaded
+            .object
+            .map::<Array<_, Search>>("SEARCH")?
+            .get(&0, 0)?;
         if found.found == 0 {
             return Err("a page of known content is not where pages are".into());
         }

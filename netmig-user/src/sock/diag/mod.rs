@@ -91,6 +91,12 @@ impl Found {
         (self.kind, self.local.endpoint(), self.peer.endpoint())
     }
 
+    /// Its two ends as they are on the wire.
+    pub(super) fn on_the_wire(&self) -> Option<(Endpoint, Endpoint)> {
+        let (local, peer) = (self.local.endpoint()?, self.peer.endpoint()?);
+        Some((local.canonical(), peer.canonical()))
+    }
+
     pub(super) fn new(kind: Kind, state: State, inode: u64) -> Self {
         Self {
             kind,

@@ -3,9 +3,9 @@ use std::collections::HashMap;
 
 use netmig_common::survey::{SOCKET, V6, WORDS};
 
-use super::Failure;
 use crate::sock::{
     btf::{Btf, Field},
+    iter::Failure,
     option::{Sort, TABLE, new_socket},
 };
 

@@ -4,18 +4,21 @@ use std::{
     sync::{Mutex, OnceLock, PoisonError},
 };
 
-use aya::{Btf as AyaBtf, Ebpf, EbpfLoader, include_bytes_aligned, maps::Array, programs::Iter};
+use aya::{include_bytes_aligned, maps::Array};
 use netmig_common::survey::{Asked, WORDS};
 
-use super::{Failure, fields::Places};
-use crate::sock::btf::Btf;
+use super::fields::Places;
+use crate::sock::{
+    btf::Btf,
+    iter::{Failure, Object},
+};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/survey"));
 const PROGRAM: &str = "nm_survey";
 
 /// The program in the kernel, and how its records are read.
 struct Loaded {
-    object: Ebpf,
+    object: Object,
     places: Places,
 }
 
@@ -24,28 +27,15 @@ impl Loaded {
         let btf =
             Btf::kernel().ok_or("this kernel has no type information (CONFIG_DEBUG_INFO_BTF)")?;
         let places = Places::find(btf)?;
-        // Nothing in the object depends on where a kernel has its fields.
-        let mut object = EbpfLoader::new().btf(None).load(OBJECT)?;
-        let map = object
-            .map_mut("ASKED")
-            .ok_or("the embedded object lacks its map")?;
-        Array::try_from(map)?.set(0, asked(btf, &places)?, 0)?;
-        let program: &mut Iter = object
-            .program_mut(PROGRAM)
-            .ok_or("the embedded object lacks its program")?
-            .try_into()?;
-        program.load("tcp", &AyaBtf::from_sys_fs()?)?;
+        let mut object = Object::load(OBJECT, &[PROGRAM])?;
+        object
+            .map::<Array<_, Asked>>("ASKED")?
+            .set(0, asked(btf, &places)?, 0)?;
         Ok(Self { object, places })
     }
 
     fn each(&mut self, each: &mut dyn FnMut(&Places, &[u64])) -> Result<(), Failure> {
-        let program: &mut Iter = self
-            .object
-            .program_mut(PROGRAM)
-            .ok_or("the embedded object lacks its program")?
-            .try_into()?;
-        let id = program.attach()?;
-        let mut records = program.take_link(id)?.into_file()?;
+        let mut records = self.object.pass(PROGRAM)?;
         let size = self.places.words.len() * 8;
         let mut bytes = vec![0; 64 << 10];
         let mut words = Vec::with_capacity(self.places.words.len());

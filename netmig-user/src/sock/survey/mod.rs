@@ -21,11 +21,10 @@ use super::{
     diag::{Found, Name},
     error::{Error, On},
     holders::Held,
+    iter::Failure,
     option::Fresh,
     tcp,
 };
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why every value is read by a system call on this host; none: it is not. The first call takes long: it belongs before a freeze.
 pub(super) fn unreadable() -> Option<String> {

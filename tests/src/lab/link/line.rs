@@ -3,6 +3,8 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::random::Random;
+
 /// How late a reordered packet is: what is sent within this time after it arrives before it.
 const LATE: Duration = Duration::from_millis(1);
 
@@ -74,7 +76,7 @@ pub(super) enum Fate {
 #[derive(Debug, Clone)]
 pub(super) struct Way {
     line: Line,
-    random: SplitMix,
+    random: Random,
     /// When the sender has sent all that it has so far.
     free_at: u64,
 }
@@ -84,7 +86,7 @@ impl Way {
     pub(super) fn new(line: Line, number: u64) -> Self {
         Self {
             line,
-            random: SplitMix(line.seed.wrapping_mul(2).wrapping_add(number)),
+            random: Random::new(line.seed.wrapping_mul(2).wrapping_add(number)),
             free_at: 0,
         }
     }
@@ -124,27 +126,6 @@ impl Rate {
 
 fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-#[derive(Debug, Clone)]
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// From 0 to just below 1.
-    fn below_one(&mut self) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "53 bits fit into the mantissa")]
-        let bits = (self.next() >> 11) as f64;
-        bits / (1_u64 << 53) as f64
-    }
 }
 
 /// `20ms`, `150us`, `1.5s`.

@@ -16,7 +16,7 @@ const ALWAYS: &str = "reno";
 ///
 /// # Errors
 /// setsockopt's.
-pub(super) fn choose(stream: &TcpStream) -> io::Result<&'static str> {
+pub(crate) fn choose(stream: &TcpStream) -> io::Result<&'static str> {
     match setsockopt(stream, TcpCongestion, &OsString::from(USUAL)) {
         Ok(()) => Ok(USUAL),
         // Restricted (tcp_allowed_congestion_control), or not there.

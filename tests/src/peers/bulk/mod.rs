@@ -4,7 +4,7 @@
 //! length (u32, big-endian) and the payload. Length 0 ends the stream and is followed by a [`Closing`] as JSON (its length as u32
 //! first): outbound from the server at the client's half-close, inbound as the server's answer to the client's end.
 mod client;
-mod congestion;
+pub(crate) mod congestion;
 mod frame;
 mod server;
 

@@ -7,7 +7,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::filter::Filters;
+use super::{filter::Filters, net::Setting};
 
 /// What the network remembers of the traffic so far, read when the container stands still.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,12 +18,20 @@ pub struct Remembered {
     pub connections: Vec<Connection>,
     /// Connections of the container that the source host tracks, on their way through its bridge.
     pub host: Vec<Connection>,
+    /// What is expected of those that the namespace tracks.
+    pub expected: Vec<Expectation>,
+    /// What is expected of those that the source host tracks.
+    pub host_expected: Vec<Expectation>,
 }
 
 impl Remembered {
     /// Whether there is nothing to tell.
     pub fn is_empty(&self) -> bool {
-        self.filters.is_none() && self.connections.is_empty() && self.host.is_empty()
+        self.filters.is_none()
+            && self.connections.is_empty()
+            && self.host.is_empty()
+            && self.expected.is_empty()
+            && self.host_expected.is_empty()
     }
 }
 
@@ -58,6 +66,21 @@ impl fmt::Display for Connection {
     }
 }
 
+/// A connection that a helper has seen announced inside of another one (the data of FTP, the media of SIP), and that has not begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Expectation {
+    /// The connection that it was announced in, in its original direction.
+    pub master: Tuple,
+    /// CTA_EXPECT_* by number, as the kernel writes and reads them.
+    pub settings: Vec<Setting>,
+}
+
+impl fmt::Display for Expectation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "of {}", self.master)
+    }
+}
+
 /// A connection whose ends its socket knows by other addresses than the network does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Translated {
@@ -68,6 +91,11 @@ pub struct Translated {
 }
 
 impl Connection {
+    /// Whether an address or port of it is translated.
+    pub fn is_translated(&self) -> bool {
+        !self.translated().is_empty()
+    }
+
     /// How a socket of this namespace would have it, if anything is translated: once for a socket that was called, once for one that has
     /// called. One of them there is.
     pub fn translated(&self) -> Vec<Translated> {

@@ -9,13 +9,18 @@ use serde::{Deserialize, Serialize};
 
 use super::filter::Filters;
 
+mod address;
+mod link;
 mod mac;
 mod nexthop;
+mod partial;
 mod shaping;
 
+pub use address::{Address, Prefix};
+pub use link::{IFF_UP, Link, LinkKind, PortVlan, Setting};
 pub use mac::{BadMac, Mac};
 pub use nexthop::{NextHopObject, Resilient, Way};
-pub use shaping::{Class, Discipline, TC_H_ROOT};
+pub use shaping::{Class, Discipline, Filter, TC_H_INGRESS, TC_H_ROOT};
 
 /// The network of one namespace. Two dumps of equal namespaces are equal, except for what counts down ([`Network::timeless`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -33,6 +38,12 @@ pub struct Network {
     pub rules: Vec<Rule>,
     /// Permanent neighbours and proxy entries, sorted.
     pub neighbours: Vec<Neighbour>,
+    /// Static entries of the forwarding tables of bridges and VXLANs, sorted.
+    #[serde(default)]
+    pub forwarding: Vec<Forwarding>,
+    /// Neighbours that were learnt: a hint, by which the first packet to them need not wait for an answer. Sorted.
+    #[serde(default)]
+    pub learnt: Vec<Neighbour>,
     /// Sysctls under net/ that differ from a fresh namespace's, or that a fresh namespace takes from its host; sorted by path.
     pub sysctls: Vec<Sysctl>,
     /// Queueing disciplines that somebody has set up, sorted by link and handle.
@@ -46,7 +57,8 @@ pub struct Network {
 }
 
 impl Network {
-    /// The same network without the lifetimes that count down: two dumps at different moments compare equal.
+    /// The same network without the lifetimes that count down, without what is learnt, and without what an ipvlan has from its host: two dumps at different
+    /// moments, or of the same container on two hosts, compare equal.
     pub fn timeless(mut self) -> Self {
         for address in &mut self.addresses {
             address.valid = address.valid.map(|_| 0);
@@ -55,6 +67,10 @@ impl Network {
         for route in &mut self.routes {
             route.expires = route.expires.map(|_| 0);
         }
+        for link in &mut self.links {
+            link.mac = link.mac.filter(|_| !link.kind.has_hosts_mac());
+        }
+        self.learnt.clear();
         self
     }
 
@@ -69,38 +85,6 @@ impl Network {
     }
 }
 
-/// An address and the number of its leading bits that count.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
-pub struct Prefix {
-    /// Address.
-    pub address: IpAddr,
-    /// Bits.
-    pub len: u8,
-}
-
-impl Prefix {
-    /// Whether `address` lies in it.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        let leading = |a: u128, b: u128, width: u32| {
-            let shift = width.saturating_sub(u32::from(self.len));
-            shift >= width || (a ^ b) >> shift == 0
-        };
-        match (self.address, address) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => leading(a.to_bits().into(), b.to_bits().into(), 32),
-            (IpAddr::V6(a), IpAddr::V6(b)) => leading(a.to_bits(), b.to_bits(), 128),
-            _ => false,
-        }
-    }
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.len)
-    }
-}
-
 /// IPv4 or IPv6.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
@@ -111,142 +95,6 @@ pub enum Family {
     Inet,
     /// AF_INET6.
     Inet6,
-}
-
-/// What kind of device a link is, as seen from inside.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum LinkKind {
-    /// `lo`.
-    Loopback,
-    /// One end of a pair; the other is on the host.
-    Veth,
-    /// On a parent device of the host.
-    Macvlan {
-        /// MACVLAN_MODE_*: 4 is bridge.
-        mode: u32,
-        /// MACVLAN_FLAG_*.
-        flags: u16,
-    },
-    /// On a parent device of the host, with the parent's own MAC.
-    Ipvlan {
-        /// IPVLAN_MODE_*.
-        mode: u16,
-        /// IPVLAN_F_*.
-        flags: u16,
-    },
-    /// A device without another end.
-    Dummy,
-    /// One end of a pair whose other end is in the namespace too.
-    Pair {
-        /// Name of the other end.
-        other: String,
-    },
-    /// A device that lives in the namespace alone: bridge, vlan, vxlan, vrf, ifb, a persistent tun.
-    Virtual {
-        /// rtnetlink's kind.
-        kind: String,
-        /// Name of the link that it lies on, if it lies on one.
-        parent: Option<String>,
-        /// Its settings, by the number that they have among the attributes of the kind.
-        settings: Vec<Setting>,
-    },
-    /// Anything else: rtnetlink's kind, `physical` where it has none.
-    Other(String),
-}
-
-impl fmt::Display for LinkKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Loopback => "loopback",
-            Self::Veth => "veth",
-            Self::Macvlan { .. } => "macvlan",
-            Self::Ipvlan { .. } => "ipvlan",
-            Self::Dummy => "dummy",
-            Self::Pair { .. } => "veth",
-            Self::Virtual { kind, .. } => kind,
-            Self::Other(kind) => kind,
-        })
-    }
-}
-
-/// A setting of a link, as the kernel writes and reads it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Setting {
-    /// IFLA_*: its number.
-    pub number: u16,
-    /// Its bytes; numbers are in the order of the architecture, which both hosts have in common.
-    pub value: Vec<u8>,
-}
-
-/// One link.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Link {
-    /// Name inside the namespace.
-    pub name: String,
-    /// Index inside the namespace: programs hold it, as the scope of a link-local address for one.
-    pub index: u32,
-    /// Kind of device.
-    pub kind: LinkKind,
-    /// MAC, if the device has one of six bytes.
-    pub mac: Option<Mac>,
-    /// MTU in bytes.
-    pub mtu: u32,
-    /// The IFF_* flags that an administrator sets (IFF_UP, IFF_NOARP, IFF_PROMISC, IFF_ALLMULTI, IFF_MULTICAST, ...).
-    pub flags: u32,
-    /// Length of the transmit queue in packets.
-    pub txqueuelen: u32,
-    /// Interface group.
-    pub group: u32,
-    /// Name of the bridge or VRF of the namespace that it is enslaved to.
-    pub master: Option<String>,
-    /// Largest GSO packet in bytes, if it was lowered or raised from the kernel's 65536.
-    pub gso_max_size: Option<u32>,
-    /// Most segments of a GSO packet, if changed from the kernel's 65535.
-    pub gso_max_segs: Option<u32>,
-    /// ifalias.
-    pub alias: Option<String>,
-    /// Alternative names, sorted.
-    pub altnames: Vec<String>,
-    /// IN6_ADDR_GEN_MODE_* of the link; none without IPv6.
-    pub addr_gen_mode: Option<u8>,
-}
-
-/// `IFF_UP`.
-pub const IFF_UP: u32 = 1;
-
-impl Link {
-    /// Whether it is administratively up.
-    pub fn is_up(&self) -> bool {
-        self.flags & IFF_UP != 0
-    }
-}
-
-/// One address of a link.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Address {
-    /// Name of the link.
-    pub link: String,
-    /// The link's own address and its netmask.
-    pub local: Prefix,
-    /// The other end's address, on a point-to-point address.
-    pub peer: Option<IpAddr>,
-    /// IPv4 broadcast address.
-    pub broadcast: Option<IpAddr>,
-    /// IPv4 label, if it is not the link's name.
-    pub label: Option<String>,
-    /// RT_SCOPE_*.
-    pub scope: u8,
-    /// The IFA_F_* flags that can be given to the kernel (nodad, noprefixroute, mngtmpaddr, home, autojoin).
-    pub flags: u32,
-    /// Seconds that it stays valid; none: for ever.
-    pub valid: Option<u32>,
-    /// Seconds until it is deprecated; none: never.
-    pub preferred: Option<u32>,
-    /// Metric of its prefix route, if set.
-    pub metric: Option<u32>,
-    /// IFAPROT_*: who made it.
-    pub protocol: u8,
 }
 
 /// One route.
@@ -422,6 +270,33 @@ pub struct Neighbour {
     pub proxy: bool,
     /// It is a router (IPv6).
     pub router: bool,
+}
+
+/// A static entry of the forwarding table of a bridge (on one of its ports), or of a VXLAN.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub struct Forwarding {
+    /// The port, the bridge, or the VXLAN.
+    pub link: String,
+    /// Where frames to this MAC go; of a VXLAN all zeroes: to all others.
+    pub mac: Mac,
+    /// NUD_*: 0x40 leads to the port, 0x80 to this namespace itself (of a VXLAN: it does not go).
+    pub state: u16,
+    /// NTF_*: 2 for the device's own table, 4 for that of its bridge.
+    pub flags: u8,
+    /// VLAN, if it is of one.
+    pub vlan: Option<u16>,
+    /// The other end of the VXLAN.
+    pub remote: Option<IpAddr>,
+    /// Its port, if not the device's.
+    pub port: Option<u16>,
+    /// The network identifier there, if not the device's.
+    pub vni: Option<u32>,
+    /// The network identifier here, of a device that has many.
+    pub source_vni: Option<u32>,
+    /// Name of the link through which the other end is reached.
+    pub via: Option<String>,
+    /// The next hop object instead of all that.
+    pub nexthop: Option<u32>,
 }
 
 /// One sysctl.

@@ -38,6 +38,10 @@ pub struct Sockets {
     pub udp: Vec<Udp>,
     /// Connections with both ends in the container: indices into `tcp`. Both ends are reconciled (see [`Tcp`]).
     pub pairs: Vec<(u32, u32)>,
+    /// TCP connections that are over, and that descriptors hold.
+    pub over: Vec<Over>,
+    /// TCP connections in the SYN queues of `listeners`.
+    pub half_open: Vec<HalfOpen>,
     /// What is not carried, in words.
     pub left: Vec<Left>,
 }
@@ -369,6 +373,66 @@ pub struct Connecting {
 impl fmt::Display for Connecting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "tcp {} -> {} (connecting)", self.local, self.peer)
+    }
+}
+
+/// A TCP connection that is over, in CLOSE: its program has not read everything, or not closed it yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Over {
+    /// Descriptors, options, buffers.
+    pub common: Common,
+    /// Own end, as getsockname(2) gives it.
+    pub local: Endpoint,
+    /// Bytes that the program has not read.
+    #[serde(with = "queue")]
+    pub recv: Vec<u8>,
+    /// It has not been told yet that the connection broke (`sk_err`): behind its bytes is an error and not the end.
+    pub failed: bool,
+}
+
+impl Over {
+    /// What is missing where it cannot be made again.
+    pub fn loses(&self) -> String {
+        format!("its {} unread bytes and its end are lost", self.recv.len())
+    }
+}
+
+impl fmt::Display for Over {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tcp {} (over)", self.local)
+    }
+}
+
+/// A TCP connection in a SYN queue (SYN_RECV): our SYN-ACK is out, and its ACK has not come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HalfOpen {
+    /// Own end.
+    pub local: Endpoint,
+    /// The peer.
+    pub peer: Endpoint,
+    /// Sequence number of our SYN-ACK.
+    pub isn: u32,
+    /// Sequence number of the peer's SYN.
+    pub peer_isn: u32,
+    /// Our window in the SYN-ACK, bytes.
+    pub window: u32,
+    /// The peer's limit of a segment, bytes.
+    pub mss: u16,
+    /// As [`Tcp::wscale`].
+    pub wscale: Option<(u8, u8)>,
+    /// SACK is agreed upon.
+    pub sack: bool,
+    /// ECN is agreed upon.
+    pub ecn: bool,
+    /// The peer's timestamp; none: timestamps are not agreed upon.
+    pub ts_recent: Option<u32>,
+    /// As [`Tcp::timestamp`].
+    pub timestamp: u32,
+}
+
+impl fmt::Display for HalfOpen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tcp {} -> {} (half open)", self.local, self.peer)
     }
 }
 

@@ -61,5 +61,6 @@ pub fn question() -> Box<Question> {
         memory_bytes: 0,
         file_bytes: 0,
         image_bytes: 0,
+        behind: None,
     })
 }

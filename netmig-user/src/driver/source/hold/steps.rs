@@ -1,5 +1,9 @@
 //! What the source's steps do with the hold.
-use std::sync::Arc;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use netmig_common::{Mode, Side};
@@ -11,9 +15,12 @@ use super::{
 };
 use crate::{
     agent::local::Told,
-    engine::task,
     gate::{Gate, Point, hold::Limit},
 };
+
+/// How long the connection for held packets may take, once everything else is ready.
+const COMING: Duration = Duration::from_secs(3);
+const GLANCE: Duration = Duration::from_millis(2);
 
 impl Steps {
     /// A hold for the gate that has just been attached. Without one the gate drops, and that is said.
@@ -56,8 +63,25 @@ impl Steps {
         self.handle.spawn(hold.ship(dialer, hello, begin));
     }
 
+    /// Waits until the target says that it stores what is held: the tasks run still, and without that nobody answers the peers in the blackout.
+    pub(in crate::driver::source) fn expect_hold(&self) {
+        let Some(hold) = self.state().hold.clone() else {
+            return;
+        };
+        let until = Instant::now() + COMING;
+        while !hold.can_keep() {
+            if Instant::now() >= until || self.over.load(Ordering::SeqCst) {
+                self.feed.tell(Told::Note(format!(
+                    "peers are not answered in the blackout: the connection for held packets has not come up within {COMING:?}"
+                )));
+                return;
+            }
+            thread::sleep(GLANCE);
+        }
+    }
+
     /// The tasks are about to be stopped one after the other: from now on datagrams, which nobody may read in time, are held.
-    pub(in crate::driver::source) fn hold_datagrams(&self) -> Result<()> {
+    pub(in crate::driver::source) fn hold_datagrams(self: &Arc<Self>) -> Result<()> {
         let state = self.state();
         let (Some(gate), Some(_)) = (&state.gate, &state.hold) else {
             return Ok(());
@@ -66,7 +90,9 @@ impl Steps {
             Mode::Pass => {
                 gate.drain_all(false, false)?;
                 gate.hold_datagrams(true)?;
-                gate.set_mode(Mode::Drain, self.life.epoch, Some(self.draining()))?;
+                gate.set_mode(Mode::Drain, self.life.epoch, Some(self.lease()))?;
+                drop(state);
+                self.keep_the_lease();
             }
             Mode::Drain => gate.hold_datagrams(true)?,
             // Everything is held.
@@ -84,7 +110,7 @@ impl Steps {
         let hold = self.state().hold.clone();
         let Some(hold) = hold else { return Ok(None) };
         let netns = self.netns()?;
-        let pids = self.container().and_then(|c| Ok(task::tasks(c.init_pid)?));
+        let pids = self.holders();
         match gate.mode()?.mode {
             Mode::Closed => gate.open_in_order(self.life.epoch, OPENING)?,
             // Datagrams may be held already.

@@ -216,7 +216,13 @@ impl Blackout {
         let injectors = hold::injectors([(LINK, &host_side("h-target"))]).expect("an injector");
         let mut delivery = Delivery::new(injectors, self.gate.order(), netns);
         rebuilt
-            .open_with(&|tcp| promised.has(tcp.local, tcp.peer), &[])
+            .open_with(
+                &|tcp| sock::Coming {
+                    promised: promised.has(tcp.local, tcp.peer),
+                    acked: promised.acknowledged(tcp.local, tcp.peer),
+                },
+                &[],
+            )
             .expect("opened");
         let mut left = promised.make_room();
         for (link, packet) in packets {
@@ -311,7 +317,7 @@ fn asks_for_keepalives(peer: &TcpStream) {
 
 /// Its last request is owned, and then everybody is killed who knows. `finished`: its checksums are made by its own stack.
 fn nobody_is_left(finished: bool) {
-    const LEASE: Duration = Duration::from_millis(300);
+    const LEASE: Duration = Duration::from_secs(1);
     let request = pattern(0, 300);
     lab(|lab| {
         let stage = Blackout::ahead(lab);
@@ -322,8 +328,12 @@ fn nobody_is_left(finished: bool) {
         asks_for_keepalives(peer);
         drop(stage.begins(Some(LEASE)));
         peer.write_all(&request).expect("written");
-        thread::sleep(LEASE);
+        let begun = Instant::now();
+        while stage.hold.packets().owned == 0 && begun.elapsed() < Duration::from_secs(2) {
+            thread::sleep(Duration::from_millis(5));
+        }
         assert_eq!(stage.hold.packets().owned, 1);
+        thread::sleep(LEASE.saturating_sub(begun.elapsed()));
         stage.dies();
         thread::sleep(Duration::from_secs(5));
         let counters = stage.gate.counters().expect("counters");

@@ -2,7 +2,8 @@
 use std::collections::HashSet;
 
 use super::{
-    Common, Endpoint, KEY_LIMIT, Membership, QUEUE_LIMIT, SOURCE_LIMIT, Sockets, Tcp, TcpState,
+    Common, Endpoint, HalfOpen, KEY_LIMIT, Listener, Membership, QUEUE_LIMIT, SOURCE_LIMIT,
+    Sockets, Tcp, TcpState,
 };
 
 /// What is wrong with an image.
@@ -142,6 +143,36 @@ impl Sockets {
             }
             unique(tcp.local, tcp.peer).map_err(wrong)?;
         }
+        for over in &self.over {
+            held(over.to_string(), &over.common)?;
+            let wrong = |what| Impossible {
+                socket: over.to_string(),
+                what,
+            };
+            if over.recv.len() > QUEUE_LIMIT {
+                return Err(wrong("a queue exceeds the limit"));
+            }
+            if over.local.port == 0 || over.local.ip.is_unspecified() {
+                return Err(wrong("it was connected, and has no address"));
+            }
+            if over.local.ip.is_ipv4() == over.common.v6 || over.common.device.len() > 15 {
+                return Err(wrong(
+                    "its address is of another family, or a name exceeds 15 bytes",
+                ));
+            }
+        }
+        for half in &self.half_open {
+            let wrong = |what| Impossible {
+                socket: half.to_string(),
+                what,
+            };
+            half.check().map_err(wrong)?;
+            unique(half.local, half.peer).map_err(wrong)?;
+            let listens = |l: &Listener| l.local.port == half.local.port;
+            if !self.listeners.iter().any(listens) {
+                return Err(wrong("it is in a SYN queue, and nobody listens there"));
+            }
+        }
         for listener in &self.listeners {
             held(format!("listener {}", listener.local), &listener.common)?;
         }
@@ -210,6 +241,21 @@ impl Sockets {
     }
 }
 
+impl HalfOpen {
+    fn check(&self) -> Result<(), &'static str> {
+        if self.wscale.is_some_and(|(snd, rcv)| snd > 14 || rcv > 14) {
+            return Err("a window scale exceeds 14");
+        }
+        if self.local.ip.to_canonical().is_ipv4() != self.peer.ip.to_canonical().is_ipv4() {
+            return Err("its addresses are of different families");
+        }
+        if self.local.port == 0 || self.peer.port == 0 {
+            return Err("a port is 0");
+        }
+        Ok(())
+    }
+}
+
 impl Tcp {
     fn check(&self) -> Result<(), &'static str> {
         let queued = self.write_seq.wrapping_sub(self.snd_una) as usize;
@@ -248,7 +294,9 @@ impl Tcp {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Connecting, Datagram, Holder, Key, Listener, Membership, Udp, Window};
+    use super::super::{
+        Connecting, Datagram, HalfOpen, Holder, Key, Listener, Membership, Over, Udp, Window,
+    };
     use super::*;
 
     fn end(ip: &str, port: u16) -> Endpoint {
@@ -329,6 +377,25 @@ mod tests {
                 sent_ms: 1,
                 congestion: "cubic".into(),
             }],
+            over: vec![Over {
+                common: common(&[7]),
+                local: end("192.0.2.10", 80),
+                recv: vec![1, 2],
+                failed: false,
+            }],
+            half_open: vec![HalfOpen {
+                local: end("::ffff:192.0.2.10", 80),
+                peer: end("::ffff:192.0.2.1", 1005),
+                isn: 1,
+                peer_isn: 2,
+                window: 65_535,
+                mss: 1460,
+                wscale: Some((7, 7)),
+                sack: true,
+                ecn: false,
+                ts_recent: Some(3),
+                timestamp: 4,
+            }],
             listeners: vec![Listener {
                 common: common(&[5]),
                 local: end("0.0.0.0", 80),
@@ -367,7 +434,7 @@ mod tests {
     #[test]
     fn what_no_dump_makes_is_named() {
         type Spoil = fn(&mut Sockets);
-        let cases: [(&str, Spoil); 26] = [
+        let cases: [(&str, Spoil); 30] = [
             ("no descriptor holds it", |s| {
                 s.tcp[0].common.holders.clear()
             }),
@@ -424,6 +491,14 @@ mod tests {
             }),
             ("there are two of it", |s| s.time_wait[0].peer.port = 1002),
             ("a port is 0", |s| s.connecting[0].local.port = 0),
+            ("a port is 0", |s| s.half_open[0].peer.port = 0),
+            ("there are two of it", |s| s.half_open[0].peer.port = 1002),
+            ("different families", |s| {
+                s.half_open[0].peer = end("2001:db8::1", 1)
+            }),
+            ("in a SYN queue, and nobody listens", |s| {
+                s.half_open[0].local.port = 81
+            }),
             ("there are two of it", |s| {
                 s.connecting[0].local = s.tcp[0].local;
                 s.connecting[0].peer = s.tcp[0].peer;

@@ -38,6 +38,9 @@ impl Machine {
             ToTarget::Sockets(_) | ToTarget::Remembered(_) if self.state == State::Receiving => {
                 self.push(Action::Store(Box::new(message)))
             }
+            ToTarget::Remembered(_) if self.state == State::Prepared => {
+                self.push(Action::Store(Box::new(message)))
+            }
             ToTarget::Dumped { files, bytes } if self.state == State::Receiving => {
                 self.step(Action::AwaitFiles { files, bytes }, State::AwaitingFiles);
             }

@@ -368,3 +368,13 @@ fn an_engine_whose_end_nobody_sees_does_not_hold_up_the_end() {
         [Action::Persist(Record::Closed)]
     );
 }
+
+#[test]
+fn what_the_source_has_come_to_track_is_stored_up_to_the_grant() {
+    use target::{Action, Event};
+    let late = || ToTarget::Remembered(Box::default());
+    let mut target = Target::prepared();
+    let does = target.hears(Event::Message(late()));
+    assert_eq!(does, [Action::Store(Box::new(late()))]);
+    assert_eq!(Target::releasing().hears(Event::Message(late())), []);
+}

@@ -8,12 +8,15 @@ use netmig_common::{
     DONE, Direction, FlowKey, HOLD_DATAGRAMS, Mode, ModeWord, Protocol, REDIRECTED, Tally,
 };
 
+use netmig_ebpf::{
+    packet::{self, Packet, WHOLE},
+    tcp::Segment,
+};
+
 use crate::{
     drain,
     kept::{self, Does},
     maps::{HOLDS, MODE, ORDER, SETTINGS, TALLIES},
-    packet::{self, Packet, WHOLE},
-    tcp::Segment,
 };
 
 /// Not `TC_ACT_OK`: what other programs and filters do at the device goes on as if the gate were not there.

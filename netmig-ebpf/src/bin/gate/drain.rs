@@ -10,10 +10,13 @@ use netmig_common::{
     Tally, Unhandled,
 };
 
-use crate::{
-    maps::{FLOWS, HINTS, SETTINGS},
+use netmig_ebpf::{
     packet::{self, WHOLE},
     tcp::{Found, Segment},
+};
+
+use crate::{
+    maps::{FLOWS, HINTS, SETTINGS},
     verdict::count,
 };
 
@@ -110,7 +113,7 @@ fn try_segment(ctx: &TcContext, direction: Direction, tally: &mut Tally) -> Resu
         0
     };
     if edge < u32::from(segment.window) {
-        replace16(
+        replace(
             ctx,
             &segment,
             WINDOW,
@@ -234,43 +237,23 @@ fn before(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) < 0
 }
 
-/// Replaces a field of 4 bytes; values as they lie in the packet.
+/// Replaces a field of 2 or 4 bytes; values as they lie in the packet.
 ///
 /// `bpf_l4_csum_replace` without `BPF_F_PSEUDO_HDR` is right for a finished checksum and leaves that of a CHECKSUM_PARTIAL packet alone
 /// (inet_proto_csum_replace4), which covers only the pseudo header as yet.
 #[inline(always)]
-fn replace(
+fn replace<T: Copy + Into<u64>>(
     ctx: &TcContext,
     segment: &Segment,
     field: u32,
-    from: u32,
-    to: u32,
+    from: T,
+    to: T,
 ) -> Result<(), Unhandled> {
     ctx.l4_csum_replace(
         (segment.offset + CHECKSUM) as usize,
         from.into(),
         to.into(),
-        4,
-    )
-    .map_err(|_| Unhandled::Refused)?;
-    ctx.store((segment.offset + field) as usize, &to, 0)
-        .map_err(|_| Unhandled::Refused)
-}
-
-/// The same for 2 bytes.
-#[inline(always)]
-fn replace16(
-    ctx: &TcContext,
-    segment: &Segment,
-    field: u32,
-    from: u16,
-    to: u16,
-) -> Result<(), Unhandled> {
-    ctx.l4_csum_replace(
-        (segment.offset + CHECKSUM) as usize,
-        from.into(),
-        to.into(),
-        2,
+        size_of::<T>() as u64,
     )
     .map_err(|_| Unhandled::Refused)?;
     ctx.store((segment.offset + field) as usize, &to, 0)

@@ -7,11 +7,12 @@ use aya_ebpf::{
 };
 use netmig_common::{Direction, KeptFlow, Mode, ModeWord, Protocol, SILENT_MS, Settings};
 
-use crate::{
-    maps::{KEPT, SETTINGS, scratch},
+use netmig_ebpf::{
     packet::{self, Packet, WHOLE},
     tcp::Segment,
 };
+
+use crate::maps::{KEPT, SETTINGS, scratch};
 
 /// Offset in the TCP header.
 const CHECKSUM: u32 = 16;

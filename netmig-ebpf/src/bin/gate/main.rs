@@ -1,14 +1,22 @@
 //! The gate: TC programs at the links of a container and at its `lo`.
 #![no_std]
 #![no_main]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![expect(
     missing_docs,
     reason = "`#[classifier]` makes functions of its own without the doc comments"
 )]
 
+#[macro_use]
+mod log;
+
+mod drain;
+mod kept;
+mod maps;
+mod verdict;
+
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use netmig_common::Direction;
-use netmig_ebpf::verdict;
 
 /// At the host's end of a veth pair: TC egress. On a device inside the namespace: TC ingress.
 #[classifier]

@@ -12,6 +12,9 @@ use netmig_lab::{
     vm::{self, Spec, VmHost},
 };
 
+mod links;
+mod physical;
+
 const KERNELS: [&str; 3] = ["6.1", "6.12", "newest"];
 
 /// Where cargo put the guest's init; the other programs lie beside it.

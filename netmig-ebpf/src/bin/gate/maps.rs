@@ -5,7 +5,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray},
 };
 
-use crate::{kept::Answer, packet::Packet, tcp::Found};
+use crate::kept::Answer;
 use netmig_common::{COUNTED, FlowHint, FlowKey, FlowState, KeptFlow, Settings, Tally};
 
 /// Connections that one container may have during a move.
@@ -46,26 +46,16 @@ pub static FLOWS: HashMap<FlowKey, FlowState> =
 pub static KEPT: HashMap<FlowKey, KeptFlow> =
     HashMap::with_max_entries(FLOWS_MAX, BPF_F_NO_PREALLOC);
 
-/// Memory of one run of a program, see [`Scratch`].
+/// Memory of one run of a program, besides what the headers need ([`netmig_ebpf::scratch`]).
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// What a program found out of a packet on one of many paths.
-///
-/// The verifier keeps track of every value in registers and on the stack, and walks what follows once for each combination that the paths
-/// before can leave there; it keeps no track of a map's memory. So results go through here, written and read as volatile: else the
-/// compiler would keep them in registers.
+/// What there is no room for on the stack, and what was found on one of many paths ([`netmig_ebpf::scratch::Scratch`]).
 #[repr(C)]
 pub struct Scratch {
-    /// Of the headers.
-    pub packet: Packet,
-    /// Of the TCP options.
-    pub found: Found,
-    /// The TCP options themselves.
-    pub options: [u8; 64],
     /// An answer, from its IP header on.
     pub answer: Answer,
-    /// The connection, where the stack has no room for it.
+    /// The connection.
     pub key: FlowKey,
     /// What came of it.
     pub verdict: i32,
