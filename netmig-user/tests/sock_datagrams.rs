@@ -4,8 +4,9 @@ mod sock_lab;
 use std::{
     io::IoSliceMut,
     net::UdpSocket,
+    ops::Range,
     os::fd::{AsRawFd, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use netmig_core::image::v1::sock::{Holder, Sockets};
@@ -256,4 +257,108 @@ fn multicast_groups_are_joined_again() {
         let socket = UdpSocket::from(tasks.socket(i));
         assert_eq!(receive(&socket).0, text.as_bytes());
     }
+}
+
+/// A socket of the container's whose buffer takes `bytes`.
+fn deep(ns: &Namespace, bytes: i32) -> OwnedFd {
+    ns.run(|| {
+        let socket = UdpSocket::bind(("192.0.2.10", PORT)).expect("a socket");
+        sockopt::set_int(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes).expect("a buffer");
+        owned(socket)
+    })
+}
+
+/// So many datagrams wait, each with its number.
+fn fill(lab: &Lab, numbers: Range<u32>) {
+    lab.peer.run(|| {
+        let socket = UdpSocket::bind("192.0.2.1:0").expect("a socket");
+        for number in numbers {
+            let mut data = vec![0x5a; 100];
+            data[..4].copy_from_slice(&number.to_be_bytes());
+            socket.send_to(&data, ("192.0.2.10", PORT)).expect("sent");
+        }
+    });
+    std::thread::sleep(Duration::from_millis(50));
+}
+
+/// Reads all that waits: it is these, in their order.
+fn expect(socket: &UdpSocket, numbers: Range<u32>) {
+    let mut data = [0; 200];
+    socket.set_nonblocking(true).expect("O_NONBLOCK");
+    let read = std::iter::from_fn(|| {
+        let len = socket.recv(&mut data).ok()?;
+        assert_eq!(len, 100);
+        Some(u32::from_be_bytes([data[0], data[1], data[2], data[3]]))
+    });
+    assert_eq!(read.collect::<Vec<_>>(), numbers.collect::<Vec<_>>());
+}
+
+#[test]
+fn a_long_queue_finds_room_at_the_target_and_its_way_back() {
+    const MANY: u32 = 30_000;
+    let lab = Lab::new();
+    let tasks = Tasks::holding(vec![deep(&lab.source, 64 << 20)]);
+    fill(&lab, 0..MANY);
+    lab.close();
+    // The move is undone.
+    let (image, mut kept) = sock::dump(&lab.source.path(), &[tasks.pid()]).expect("a dump");
+    assert_eq!(image.udp[0].queue.len(), MANY as usize);
+    let lost = kept.put_back(&lab.source.path()).expect("put back");
+    assert_eq!(lost, Vec::<String>::new());
+    let image = dump(&lab, &tasks);
+    drop(tasks);
+    // A container that has narrowed its buffer since; the engine sets what the image says.
+    let narrow = deep(&lab.target, 100_000);
+    let size = sockopt::int(&narrow, libc::SOL_SOCKET, libc::SO_RCVBUF).expect("SO_RCVBUF");
+    let tasks = Tasks::holding(vec![narrow]);
+    let rebuilt = restore(&lab, &tasks, &image);
+    lab.pass();
+    let opened = rebuilt.open().expect("opened");
+    assert_eq!((opened.datagrams, opened.refused), (MANY as usize, 0));
+    let socket = UdpSocket::from(tasks.socket(0));
+    assert_eq!(
+        sockopt::int(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF).expect("SO_RCVBUF"),
+        size
+    );
+    expect(&socket, 0..MANY);
+}
+
+#[test]
+fn a_short_queue_stays_where_it_is() {
+    let lab = Lab::new();
+    let tasks = Tasks::holding(vec![deep(&lab.source, 4 << 20)]);
+    fill(&lab, 0..500);
+    lab.close();
+    let image = dump(&lab, &tasks);
+    assert_eq!(image.udp[0].queue.len(), 500);
+    lab.pass();
+    expect(&UdpSocket::from(tasks.socket(0)), 0..500);
+}
+
+#[test]
+fn reading_a_queue_takes_a_time_as_its_length() {
+    const SHORT: u32 = 4000;
+    let lab = Lab::new();
+    let tasks = Tasks::holding(vec![deep(&lab.source, 128 << 20)]);
+    // Nobody sends meanwhile: there is nothing to close.
+    let best = |many: u32| {
+        let once = || {
+            let began = Instant::now();
+            let (image, mut kept) = sock::dump(&lab.source.path(), &[tasks.pid()]).expect("a dump");
+            let took = began.elapsed();
+            assert_eq!(image.udp[0].queue.len(), many as usize);
+            drop(image);
+            let lost = kept.put_back(&lab.source.path()).expect("put back");
+            assert_eq!(lost, Vec::<String>::new());
+            took
+        };
+        once().min(once())
+    };
+    fill(&lab, 0..SHORT);
+    let short = best(SHORT);
+    fill(&lab, SHORT..8 * SHORT);
+    let long = best(8 * SHORT);
+    let ratio = long.as_secs_f64() / short.as_secs_f64();
+    println!("{short:?}, eight times as many {long:?}: {ratio:.1}");
+    assert!(ratio < 24.0, "{short:?}, {long:?}");
 }

@@ -427,8 +427,8 @@ fn under_handoff_the_report_has_the_sockets_of_the_freeze() {
     });
     let helper = Tasks::holding(vec![owned(own), owned(listener)]);
     lab.close();
-    let (_image, mut kept) =
-        sock::dump_under(&lab.source.path(), &[helper.pid()], engine).expect("a dump");
+    let mut kept = sock::Kept::default();
+    sock::dump_under(&lab.source.path(), &[helper.pid()], engine, &mut kept).expect("a dump");
     let rows = kept.rows(&before).expect("rows");
     assert_eq!(of(&rows, Class::TcpEmbryo), 2);
     for class in [Class::TcpEstablished, Class::TcpListen] {

@@ -288,7 +288,7 @@ fn sockets() -> sock::Sockets {
                 to: "192.0.2.10".parse().unwrap(),
                 ttl: 64,
                 tos: 0x10,
-                data: b"query".to_vec(),
+                data: b"query".to_vec().into(),
             }],
             lost: 3,
             groups: vec![sock::Membership {

@@ -1,13 +1,13 @@
 //! What the source keeps of a dump until the move is decided.
 use std::{
     collections::{HashMap, HashSet},
-    fmt,
+    fmt, mem,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
 use netmig_core::{
-    image::v1::sock::{Common, Tcp},
+    image::v1::sock::{Common, Tcp, Udp},
     socket::{Class, Engine, Kind, Row},
 };
 
@@ -16,8 +16,10 @@ use super::{
     diag::{Found, Name},
     error::{Error, On},
     holders::Held,
+    inject::Injector,
     rows,
     tcp::Kernels,
+    udp,
 };
 use crate::sys::{
     netns::within,
@@ -34,6 +36,8 @@ pub struct Kept {
     accepted: Vec<(OwnedFd, Tcp)>,
     /// Their listeners.
     listeners: Vec<OwnedFd>,
+    /// Datagrams taken out of receive queues.
+    taken: Vec<(OwnedFd, Udp)>,
     /// What no process holds and the image has.
     adrift: Vec<Found>,
     netns: PathBuf,
@@ -81,17 +85,25 @@ impl Kept {
     }
 
     /// The move is off, `lo` passes, and nothing from outside has been delivered yet: connections that were accepted away from their listener
-    /// are put back. Those that cannot be are said.
+    /// are put back, and datagrams that were taken are delivered. What cannot be is said.
     ///
     /// # Errors
     /// If the namespace cannot be entered, or the kernel cannot be asked.
     pub fn put_back(&mut self, netns: &Path) -> Result<Vec<String>, Error> {
-        if self.accepted.is_empty() {
+        let accepted = mem::take(&mut self.accepted);
+        let listeners = mem::take(&mut self.listeners);
+        let taken = mem::take(&mut self.taken);
+        if accepted.is_empty() && taken.is_empty() {
             return Ok(Vec::new());
         }
-        let accepted = std::mem::take(&mut self.accepted);
-        let listeners = std::mem::take(&mut self.listeners);
         within(netns, || {
+            let mut lost = Vec::new();
+            let mut injector = Injector::default();
+            for (fd, udp) in taken {
+                let (done, failed) = udp::deliver(&fd, &udp, &mut injector);
+                lost.extend(failed.map(|e| e.to_string()));
+                lost.extend(done.loss(&udp));
+            }
             let here = common::kernel()?;
             let kernels = Kernels { source: here, here };
             let mut waiting = Vec::with_capacity(accepted.len());
@@ -101,7 +113,8 @@ impl Kept {
                     .on("entering TCP_REPAIR", &tcp)?;
                 waiting.push(tcp);
             }
-            accept::put(&waiting, &listeners, kernels)
+            lost.extend(accept::put(&waiting, &listeners, kernels)?);
+            Ok(lost)
         })
     }
 
@@ -210,6 +223,10 @@ impl Kept {
 
     pub(super) fn listens(&mut self, fd: OwnedFd) {
         self.listeners.push(fd);
+    }
+
+    pub(super) fn took(&mut self, fd: OwnedFd, udp: Udp) {
+        self.taken.push((fd, udp));
     }
 
     pub(super) fn keep(&mut self, fd: OwnedFd, common: &Common, found: &Found) {

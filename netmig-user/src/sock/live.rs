@@ -12,6 +12,7 @@ use netmig_core::{
 use zerocopy::IntoBytes as _;
 
 use super::{
+    buffer::Wider,
     common, diag,
     error::{Error, On},
     holders::Held,
@@ -23,7 +24,7 @@ use crate::sys::{
     netns::within,
     sockopt::{
         self,
-        number::{SO_BUF_LOCK, TCP_NO_QUEUE, TCP_RECV_QUEUE, TCP_SEND_QUEUE},
+        number::{TCP_NO_QUEUE, TCP_RECV_QUEUE, TCP_SEND_QUEUE},
     },
 };
 
@@ -210,15 +211,7 @@ pub struct Need {
 
 /// Receive buffers that take more than their programs wanted, until [`Widened::end`].
 #[derive(Debug, Default)]
-pub struct Widened(Vec<Buffer>);
-
-#[derive(Debug)]
-struct Buffer {
-    fd: OwnedFd,
-    name: String,
-    size: i32,
-    lock: i32,
-}
+pub struct Widened(Vec<Wider<OwnedFd>>);
 
 /// Widens the receive buffers and windows of connections: promised bytes must find room whatever the program has not read. Goes on after an
 /// error and reports them all.
@@ -238,9 +231,9 @@ pub fn widen(netns: &Path, pids: &[i32], needs: &[Need]) -> (Widened, Vec<Error>
             let name = format!("tcp {} -> {}", ends.0, ends.1);
             match held
                 .duplicate(owners)
-                .and_then(|fd| Buffer::widen(fd, name, need))
+                .and_then(|fd| widen_one(fd, name, need))
             {
-                Ok(buffer) => widened.0.push(buffer),
+                Ok(buffer) => widened.0.extend(buffer),
                 Err(e) => failed.push(e),
             }
         }
@@ -250,41 +243,19 @@ pub fn widen(netns: &Path, pids: &[i32], needs: &[Need]) -> (Widened, Vec<Error>
     (widened, failed)
 }
 
-impl Buffer {
-    fn widen(fd: OwnedFd, name: String, need: &Need) -> Result<Self, Error> {
-        let int = |option, call| sockopt::int(&fd, libc::SOL_SOCKET, option).on(call, &name);
-        let size = int(libc::SO_RCVBUF, "reading SO_RCVBUF")?;
-        let lock = int(SO_BUF_LOCK, "reading SO_BUF_LOCK").unwrap_or(0);
-        // The kernel doubles what is set.
-        let wide = i32::try_from(need.bytes)
-            .map_or(i32::MAX / 2, |bytes| (size / 2).saturating_add(bytes));
-        sockopt::set_int(
-            &fd,
-            libc::SOL_SOCKET,
-            libc::SO_RCVBUFFORCE,
-            wide.min(i32::MAX / 2),
-        )
-        .on("setting SO_RCVBUFFORCE", &name)?;
-        reach(&fd, need.edge, &name)?;
-        Ok(Self {
-            fd,
-            name,
-            size,
-            lock,
-        })
+fn widen_one(fd: OwnedFd, name: String, need: &Need) -> Result<Option<Wider<OwnedFd>>, Error> {
+    // The kernel counts twice what a program asks for.
+    let wider = Wider::than(fd, name, |size| size.saturating_add(2 * need.bytes))?;
+    if let Some(wider) = &wider {
+        reach(&wider.fd, need.edge, &wider.name)?;
     }
+    Ok(wider)
 }
 
 impl Widened {
     /// They are as they were; what is in them stays. Goes on after an error and reports them all.
     pub fn end(self) -> Vec<Error> {
-        let narrow = |b: &Buffer| {
-            sockopt::set_int(&b.fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, b.size / 2)
-                .on("setting SO_RCVBUFFORCE back", &b.name)?;
-            sockopt::set_int(&b.fd, libc::SOL_SOCKET, SO_BUF_LOCK, b.lock & 3)
-                .on("setting SO_BUF_LOCK back", &b.name)
-        };
-        self.0.iter().filter_map(|b| narrow(b).err()).collect()
+        self.0.iter().filter_map(|b| b.back().err()).collect()
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
     error::{Error, On},
     listen as listener,
     option::{self, When},
-    over, udp,
+    over,
 };
 use crate::sys::sockopt;
 
@@ -42,7 +42,7 @@ pub fn make(image: &Sockets) -> Result<Vec<Made>, Error> {
         made.push((numbers(&l.common), fd));
     }
     for u in &image.udp {
-        let name = udp::name(u);
+        let name = u.to_string();
         let local = (u.local.port != 0).then(|| at(u.local));
         let fd = bound(&u.common, SockType::Datagram, local, &name)?;
         if let Some(peer) = u.peer {

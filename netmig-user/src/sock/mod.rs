@@ -8,6 +8,7 @@ mod accept;
 mod adrift;
 mod at;
 mod btf;
+mod buffer;
 mod calm;
 mod common;
 mod connecting;
@@ -90,19 +91,23 @@ pub fn rows(netns: &Path, pids: &[i32]) -> Result<Vec<Row>, Error> {
 /// # Errors
 /// If a socket cannot be read, or if the two ends of an inner connection cannot be reconciled.
 pub fn dump(netns: &Path, pids: &[i32]) -> Result<(Sockets, Kept), Error> {
-    dump_under(netns, pids, Engine::Criu)
+    let mut kept = Kept::default();
+    dump_under(netns, pids, Engine::Criu, &mut kept).map(|image| (image, kept))
 }
 
-/// [`dump`] under any engine. Under `Handoff` one process holds what was handed over; what is neither TCP nor UDP is no matter of the image.
+/// [`dump`] under any engine. Under `Handoff` one process holds what was handed over; what is neither TCP nor UDP is no matter of the image. What it takes out
+/// of queues is in `kept` also after an error: [`Kept::put_back`].
 ///
 /// # Errors
 /// As there; and if something was handed over that the image cannot hold.
-pub fn dump_under(netns: &Path, pids: &[i32], engine: Engine) -> Result<(Sockets, Kept), Error> {
-    within(netns, || {
-        let (image, mut kept) = dump_here(pids, engine, Survey::read)?;
-        kept.lived_in(netns);
-        Ok((image, kept))
-    })
+pub fn dump_under(
+    netns: &Path,
+    pids: &[i32],
+    engine: Engine,
+    kept: &mut Kept,
+) -> Result<Sockets, Error> {
+    kept.lived_in(netns);
+    within(netns, || dump_here(pids, engine, Survey::read, kept))
 }
 
 /// `survey`: reads what needs no system calls for every connection.
@@ -110,7 +115,8 @@ fn dump_here(
     pids: &[i32],
     engine: Engine,
     survey: fn() -> Survey,
-) -> Result<(Sockets, Kept), Error> {
+    kept: &mut Kept,
+) -> Result<Sockets, Error> {
     let (held, mut survey) = thread::scope(|scope| {
         let held = scope.spawn(|| holders::Held::by(pids));
         let survey = survey();
@@ -127,13 +133,12 @@ fn dump_here(
         interfaces: common::interfaces()?,
         ..Sockets::default()
     };
-    let mut kept = Kept::default();
     let mut fresh = option::Fresh::default();
     let mut groups = groups::Groups::default();
     image
         .tcp
         .reserve_exact(found.iter().filter(|f| f.kind == Kind::Tcp).count());
-    let waiting = take_waiting(&found, &held, &mut image, &mut kept, &mut fresh)?;
+    let waiting = take_waiting(&found, &held, &mut image, kept, &mut fresh)?;
     kept.adrift(adrift::dump(
         found.iter().filter(|f| f.kind == Kind::Tcp && f.inode == 0),
         &mut image,
@@ -204,7 +209,9 @@ fn dump_here(
             Class::Udp | Class::UdpQueued | Class::UdpLite => {
                 let fd = held.duplicate(owned)?;
                 let common = common::dump(&fd, socket, held.inside(owned), &mut fresh)?;
-                image.udp.push(udp::dump(&fd, common, socket, &mut groups)?);
+                image
+                    .udp
+                    .push(udp::dump(fd, common, socket, &mut groups, kept)?);
             }
             _ => {
                 let row = rows::row(socket, &held, engine)?;
@@ -236,7 +243,7 @@ fn dump_here(
     image.pairs = pair::reconcile(&mut image.tcp, &mut |i, tcp| tcp::refresh(kept.fd(i), tcp))?;
     image.check()?;
     kept.saw(found, unlisted, held, engine);
-    Ok((image, kept))
+    Ok(image)
 }
 
 /// Connections that are read at once.

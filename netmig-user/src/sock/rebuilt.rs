@@ -7,12 +7,13 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
 use netmig_core::image::v1::{
     conntrack::Translated,
-    sock::{Datagram, HalfOpen, Interface, Membership, Sockets, Tcp},
+    sock::{Datagram, HalfOpen, Interface, Membership, Sockets, Tcp, Udp},
 };
 
 use super::{
@@ -29,7 +30,8 @@ use super::{
     over,
     starting::{Coming, Starting, start},
     tcp::{self, Kernels},
-    udp, warm,
+    udp::{self, Delivered},
+    warm,
 };
 use crate::sys::netns::within;
 
@@ -39,7 +41,8 @@ pub struct Rebuilt {
     netns: PathBuf,
     connections: Vec<Connection>,
     groups: Vec<Joins>,
-    datagrams: Vec<(Port, Datagram)>,
+    /// UDP sockets, for what waited in their queues.
+    queues: Vec<(OwnedFd, Udp)>,
     refused: Vec<Refused>,
     /// In accept queues.
     waiting: Vec<Tcp>,
@@ -73,14 +76,6 @@ pub(super) struct Connection {
     pub(super) inner: bool,
 }
 
-/// Where a datagram goes.
-#[derive(Clone, Copy, Debug)]
-struct Port {
-    number: u16,
-    /// UDP-Lite.
-    lite: bool,
-}
-
 /// A socket that joins multicast groups at the opening.
 #[derive(Debug)]
 struct Joins {
@@ -100,6 +95,8 @@ pub struct Opened {
     pub probed: usize,
     /// Datagrams delivered out of receive queues.
     pub datagrams: usize,
+    /// Those of them that found no room.
+    pub refused: u32,
 }
 
 impl Rebuilt {
@@ -128,7 +125,6 @@ impl Rebuilt {
         let mut opened = within(&self.netns, || {
             let mut injector = Injector::translating(translated);
             let mut failed = None;
-            let mut datagrams = 0;
             let here = common::interfaces()?;
             for joins in &self.groups {
                 for membership in &joins.groups {
@@ -137,50 +133,77 @@ impl Rebuilt {
                     failed = failed.or(joined.err());
                 }
             }
-            for (port, datagram) in &self.datagrams {
-                match injector.datagram(datagram, port.number, port.lite).on(
-                    "delivering a datagram",
-                    &format!("udp port {}", port.number),
-                ) {
-                    Ok(()) => datagrams += 1,
-                    Err(e) => failed = failed.or(Some(e)),
-                }
-            }
-            for tcp in self.waiting.iter().filter(|t| !t.state.fin_received()) {
-                let told = injector.keepalive(tcp).on("making it tell its window", tcp);
-                failed = failed.or(told.err());
-            }
-            let orphans =
-                std::mem::take(&mut *self.orphans.lock().unwrap_or_else(PoisonError::into_inner));
-            for orphan in orphans {
-                let ends = Starting {
-                    fd: orphan.fd(),
-                    tcp: &orphan.tcp,
-                    flight: tcp::split(&orphan.tcp).0,
-                    inner: false,
-                };
-                failed = failed.or(ends.start(&mut injector, Coming::default()).err());
-                orphan.close();
-            }
-            let outer: Vec<_> = self.connections.iter().filter(|c| !c.inner).collect();
-            let opened = start(&outer, translated, coming);
-            let half_open = self
-                .half_open
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            if let Some(half_open) = half_open {
-                failed = failed.or(half_open.open(&mut injector).err());
-            }
-            accept::unprepare();
-            match failed {
-                None => opened.map(|o| Opened { datagrams, ..o }),
-                Some(e) => Err(e),
-            }
+            // There may be thousands: connections do not wait for them. A thread begins in the namespace of the one that made it.
+            let queues = || self.deliver_queues(translated);
+            let (queues, opened) = thread::scope(|scope| {
+                let queues = scope.spawn(queues);
+                let opened = self.open_outer(&mut injector, translated, coming);
+                (queues.join(), opened)
+            });
+            let (delivered, undelivered) =
+                queues.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            failed = failed.or(undelivered);
+            let opened = Opened {
+                datagrams: delivered.given,
+                refused: delivered.refused,
+                ..opened?
+            };
+            failed.map_or(Ok(opened), Err)
         })?;
         opened.connections += inner.connections;
         opened.probed += inner.probed;
         Ok(opened)
+    }
+
+    /// What waited in UDP sockets, and the first that failed.
+    fn deliver_queues(&self, translated: &[Translated]) -> (Delivered, Option<Error>) {
+        let mut injector = Injector::translating(translated);
+        let (mut all, mut failed) = (Delivered::default(), None);
+        for (fd, udp) in &self.queues {
+            let (done, error) = udp::deliver(fd, udp, &mut injector);
+            all.given += done.given;
+            all.refused += done.refused;
+            failed = failed.or(error);
+        }
+        (all, failed)
+    }
+
+    /// Opens everything that has a peer outside and is TCP's.
+    fn open_outer(
+        &self,
+        injector: &mut Injector,
+        translated: &[Translated],
+        coming: &(dyn Fn(&Tcp) -> Coming + Sync),
+    ) -> Result<Opened, Error> {
+        let mut failed = None;
+        for tcp in self.waiting.iter().filter(|t| !t.state.fin_received()) {
+            let told = injector.keepalive(tcp).on("making it tell its window", tcp);
+            failed = failed.or(told.err());
+        }
+        let orphans =
+            std::mem::take(&mut *self.orphans.lock().unwrap_or_else(PoisonError::into_inner));
+        for orphan in orphans {
+            let ends = Starting {
+                fd: orphan.fd(),
+                tcp: &orphan.tcp,
+                flight: tcp::split(&orphan.tcp).0,
+                inner: false,
+            };
+            failed = failed.or(ends.start(injector, Coming::default()).err());
+            orphan.close();
+        }
+        let outer: Vec<_> = self.connections.iter().filter(|c| !c.inner).collect();
+        let opened = start(&outer, translated, coming);
+        let half_open = self
+            .half_open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(half_open) = half_open {
+            failed = failed.or(half_open.open(injector).err());
+        }
+        accept::unprepare();
+        failed.map_or(opened, Err)
     }
 
     /// Opens the connections with both ends in the container: their traffic goes over `lo`, whose gate passes now.
@@ -342,7 +365,7 @@ impl Rebuilt {
             self.refused.extend(listen::restore(&fd, listener)?);
         }
         for udp in &image.udp {
-            let fd = found.duplicate(&udp.common, &udp::name(udp))?;
+            let fd = found.duplicate(&udp.common, udp)?;
             self.refused.extend(udp::restore(&fd, udp)?);
         }
         Ok(())
@@ -408,20 +431,27 @@ impl Rebuilt {
             from: here(d.from),
             ..d.clone()
         };
-        let datagrams = image
-            .udp
-            .iter()
-            .flat_map(|u| {
-                let port = Port {
-                    number: u.local.port,
-                    lite: u.lite,
-                };
-                u.queue.iter().map(move |d| (port, moved(d)))
-            })
-            .collect();
+        let mut queues = Vec::new();
+        let mut lost = Vec::new();
+        for udp in &image.udp {
+            if !udp.queue.is_empty() {
+                let fd = found.duplicate(&udp.common, udp)?;
+                let queue = udp.queue.iter().map(moved).collect();
+                queues.push((
+                    fd,
+                    Udp {
+                        queue,
+                        ..udp.clone()
+                    },
+                ));
+            }
+            if udp.lost > 0 {
+                lost.push(format!("{udp}: {} datagrams could not be read", udp.lost));
+            }
+        }
         let mut groups = Vec::new();
         for udp in image.udp.iter().filter(|udp| !udp.groups.is_empty()) {
-            let name = udp::name(udp);
+            let name = udp.to_string();
             groups.push(Joins {
                 fd: found.duplicate(&udp.common, &name)?,
                 name,
@@ -433,12 +463,12 @@ impl Rebuilt {
             netns: netns.to_owned(),
             connections,
             groups,
-            datagrams,
+            queues,
             refused: Vec::new(),
             waiting: waiting.collect(),
             orphans: Mutex::default(),
             half_open: Mutex::default(),
-            lost: Vec::new(),
+            lost,
             inner_open: AtomicBool::new(false),
             spent: Spent::default(),
         })

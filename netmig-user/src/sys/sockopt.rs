@@ -13,6 +13,8 @@ pub mod number {
     pub const SO_BUF_LOCK: i32 = 72;
     /// Where MSG_PEEK begins.
     pub const SO_PEEK_OFF: i32 = 42;
+    /// Memory and drops of a socket (`sk_get_meminfo`).
+    pub const SO_MEMINFO: i32 = 55;
     /// Reads the classic filter; the same number as SO_ATTACH_FILTER.
     pub const SO_GET_FILTER: i32 = 26;
     /// Value of TCP_REPAIR: leave repair without a window probe.

@@ -379,13 +379,16 @@ impl Steps {
             }
         };
         let alone = self.reading();
-        let (mut sockets, kept) = sock::dump_under(&netns, &pids, engine)?;
+        let mut kept = sock::Kept::default();
+        let dumped = sock::dump_under(&netns, &pids, engine, &mut kept);
+        // Also after an error: what it took out of queues is put back.
+        self.state().kept = Some(kept);
+        let mut sockets = dumped?;
         self.as_calmed(&mut sockets);
         if self.spec.cold {
             // Not known: the target leaves them as they begin.
             sockets.tcp.iter_mut().for_each(|tcp| tcp.cwnd = 0);
         }
-        self.state().kept = Some(kept);
         drop(alone);
         self.keep_dumped(&sockets);
         self.traffic_read()?;

@@ -301,10 +301,15 @@ impl Steps {
                 None => None,
             },
         };
-        if let Some(rebuilt) = rebuilt
-            && let Err(e) = rebuilt.open_with(&|tcp| before.coming(tcp), &state.translated)
-        {
-            warnings.push(format!("opening the connections: {e}"));
+        if let Some(rebuilt) = rebuilt {
+            match rebuilt.open_with(&|tcp| before.coming(tcp), &state.translated) {
+                Ok(opened) if opened.refused > 0 => warnings.push(format!(
+                    "{} datagrams of receive queues found no room",
+                    opened.refused
+                )),
+                Ok(_) => {}
+                Err(e) => warnings.push(format!("opening the connections: {e}")),
+            }
         }
         let promised = match self.deliver_stored(gate, &links, &question.network, before, &netns) {
             Ok((promised, left)) => {

@@ -29,13 +29,13 @@ use nix::{
 use std::os::fd::AsFd;
 
 use super::{
+    buffer::Wider,
     common,
     diag::{self, Found},
     error::{Error, On},
     inject::Injector,
     tcp::{self, Kernels},
 };
-use crate::sys::sockopt::{self, number::SO_BUF_LOCK};
 
 pub(super) use half_open::{HalfOpens, forget, under_way};
 
@@ -110,62 +110,27 @@ pub(super) fn put(
     }
     let rooms = listeners
         .iter()
-        .map(|listener| Room::for_all(listener, waiting))
+        .map(|listener| roomy(listener, waiting))
         .collect::<Result<Vec<_>, Error>>()?;
     let lost = put_all(waiting, kernels);
     for room in rooms.into_iter().flatten() {
-        room.give_back()?;
+        room.back()?;
     }
     lost
 }
 
-/// A listener whose connections begin with a larger receive buffer than its own: they have it from the listener (sk_clone), and what they have
-/// not been asked for comes at once.
-struct Room<'a> {
-    listener: &'a OwnedFd,
-    buffer: i32,
-    locks: i32,
-}
-
-impl<'a> Room<'a> {
-    /// None: there is room enough.
-    fn for_all(listener: &'a OwnedFd, waiting: &[Tcp]) -> Result<Option<Self>, Error> {
-        let local = common::own_end(listener).on("asking for its name", &"a listener")?;
-        let own = waiting.iter().filter(|tcp| tcp.local.port == local.port);
-        // Half of it is window (tcp_win_from_space), and a segment takes twice its payload.
-        let need = own.map(|tcp| 4 * tcp.recv.len() + (128 << 10)).max();
-        let Some(need) = need.and_then(|need| i32::try_from(need).ok()) else {
-            return Ok(None);
-        };
-        let int =
-            |name, call| sockopt::int(listener, libc::SOL_SOCKET, name).on(call, &"a listener");
-        let room = Self {
-            listener,
-            buffer: int(libc::SO_RCVBUF, "reading SO_RCVBUF")?,
-            locks: int(SO_BUF_LOCK, "reading SO_BUF_LOCK")?,
-        };
-        if room.buffer >= need {
-            return Ok(None);
-        }
-        room.set(need)?;
-        Ok(Some(room))
+/// Connections begin with the receive buffer of their listener (sk_clone), and what they have not been asked for comes at once: makes it larger
+/// where it must be. None: there is room enough.
+fn roomy<'a>(listener: &'a OwnedFd, waiting: &[Tcp]) -> Result<Option<Wider<&'a OwnedFd>>, Error> {
+    let local = common::own_end(listener).on("asking for its name", &"a listener")?;
+    let own = waiting.iter().filter(|tcp| tcp.local.port == local.port);
+    // Half of it is window (tcp_win_from_space), and a segment takes twice its payload.
+    let need = own.map(|tcp| 4 * tcp.recv.len() as u64 + (128 << 10)).max();
+    let wider = Wider::than(listener, format!("listener {local}"), |_| need.unwrap_or(0))?;
+    if let Some(wider) = &wider {
+        wider.unlocked()?;
     }
-
-    /// SO_RCVBUFFORCE takes half, and locks the size.
-    fn set(&self, buffer: i32) -> Result<(), Error> {
-        for (name, value, call) in [
-            (libc::SO_RCVBUFFORCE, buffer / 2, "setting SO_RCVBUFFORCE"),
-            (SO_BUF_LOCK, self.locks, "setting SO_BUF_LOCK"),
-        ] {
-            sockopt::set_int(self.listener, libc::SOL_SOCKET, name, value)
-                .on(call, &"a listener")?;
-        }
-        Ok(())
-    }
-
-    fn give_back(self) -> Result<(), Error> {
-        self.set(self.buffer)
-    }
+    Ok(wider)
 }
 
 fn put_all(waiting: &[Tcp], kernels: Kernels) -> Result<Vec<String>, Error> {

@@ -3,6 +3,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     process::Command,
+    sync::{Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -16,7 +17,7 @@ use nix::{
 use super::Survey;
 use crate::{
     sock::{
-        dump_here,
+        Kept, dump_here,
         option::{Opt, Sort, TABLE, new_socket},
     },
     sys::sockopt,
@@ -25,8 +26,11 @@ use crate::{
 const TCP: i32 = libc::SOL_TCP;
 const SOL: i32 = libc::SOL_SOCKET;
 
-/// Runs `f` on a thread in a network namespace of its own, whose `lo` is up.
+/// Runs `f` on a thread in a network namespace of its own, whose `lo` is up. One after the other: a dump of this process duplicates descriptors by
+/// their numbers, which another test's sockets may have by then.
 fn alone(f: impl FnOnce() + Send) {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     thread::scope(|scope| {
         let done = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("a namespace");
@@ -62,7 +66,8 @@ fn pairs(count: usize) -> Vec<(TcpStream, TcpStream)> {
 
 fn dumped(survey: fn() -> Survey) -> Sockets {
     let own = i32::try_from(std::process::id()).expect("a pid");
-    let (mut image, _kept) = dump_here(&[own], Engine::Criu, survey).expect("a dump");
+    let mut kept = Kept::default();
+    let mut image = dump_here(&[own], Engine::Criu, survey, &mut kept).expect("a dump");
     image.tcp.sort_by_key(|tcp| tcp.common.inode);
     image
 }

@@ -10,8 +10,10 @@ pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S:
     serializer.serialize_bytes(bytes)
 }
 
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-    deserializer.deserialize_byte_buf(Bytes)
+pub(super) fn deserialize<'de, D: Deserializer<'de>, T: From<Vec<u8>>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    deserializer.deserialize_byte_buf(Bytes).map(T::from)
 }
 
 struct Bytes;

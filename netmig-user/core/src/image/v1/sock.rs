@@ -2,8 +2,10 @@
 //!
 //! Sequence numbers are TCP's own, mod 2^32, host order. Queues are bytes; lengths are bounded by [`Sockets::check`] before use.
 mod check;
+mod udp;
 
 pub use check::Impossible;
+pub use udp::{Datagram, Membership, Udp};
 
 use super::queue;
 use serde::{Deserialize, Serialize};
@@ -447,54 +449,6 @@ pub struct Listener {
     pub backlog: u32,
     /// Connections that waited in it.
     pub waiting: u32,
-}
-
-/// A UDP or UDP-Lite socket.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Udp {
-    /// Descriptors, options, buffers.
-    pub common: Common,
-    /// UDP-Lite (RFC 3828).
-    pub lite: bool,
-    /// Own address; port 0: not bound.
-    pub local: Endpoint,
-    /// Where it is connected to.
-    pub peer: Option<Endpoint>,
-    /// Receive queue, oldest first.
-    pub queue: Vec<Datagram>,
-    /// Datagrams of the queue that could not be read.
-    pub lost: u32,
-    /// Multicast groups that it has joined.
-    pub groups: Vec<Membership>,
-}
-
-/// A multicast group that a socket has joined (RFC 3678).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Membership {
-    /// Interface index at the source; see [`Sockets::interfaces`].
-    pub interface: u32,
-    /// The group.
-    pub group: IpAddr,
-    /// `sources` are those that are not wanted (MCAST_EXCLUDE); else the only ones that are.
-    pub exclude: bool,
-    /// Of the group's family.
-    pub sources: Vec<IpAddr>,
-}
-
-/// A datagram that waited to be read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Datagram {
-    /// Who sent it.
-    pub from: Endpoint,
-    /// The address it was sent to.
-    pub to: IpAddr,
-    /// Time to live or hop limit that it came with.
-    pub ttl: u8,
-    /// Type of service or traffic class that it came with.
-    pub tos: u8,
-    /// Payload.
-    #[serde(with = "queue")]
-    pub data: Vec<u8>,
 }
 
 /// A socket of the namespace that the image does not carry.
