@@ -11,6 +11,7 @@
 //!
 //! A [`Host`] is a trait: here a set of namespaces over the test root file system ([`NamespaceHost`]), elsewhere a virtual machine.
 //! A [`Lab`] is held together by one helper process (the keeper); when that ends, nothing of the lab is left running.
+mod asked;
 pub mod demo;
 pub mod error;
 pub mod gauge;

@@ -46,20 +46,19 @@ pub fn cargo(verb: &str) -> anyhow::Result<Command> {
 }
 
 /// The stories of netmig-lab, which need a lab; cargo runs them only by name.
-pub const STORIES: [&str; 12] = [
-    "--test",
+pub const STORIES: [&str; 6] = [
     "by_hand",
-    "--test",
     "demo_image",
-    "--test",
     "lab",
-    "--test",
     "moves",
-    "--test",
     "peer_program",
-    "--test",
     "vm",
 ];
+
+/// Cargo's arguments for these stories and no other target.
+pub fn only<'a>(stories: &[&'a str]) -> Vec<&'a str> {
+    stories.iter().flat_map(|name| ["--test", name]).collect()
+}
 
 /// A cargo command for everything but the eBPF programs. Another choice of packages has other features of their dependencies, and all would
 /// be built once more.

@@ -26,6 +26,9 @@ pub struct Arguments {
     filter: Option<String>,
 }
 
+/// The stories in which containers move.
+const MOVES: &str = "moves";
+
 /// The stories that measure pauses, or meet a moment: with others beside them they would measure those.
 const MEASURED: [&str; 9] = [
     "beside::",
@@ -150,7 +153,7 @@ fn format(_: &Arguments) -> anyhow::Result<Tally> {
 }
 
 fn lint(_: &Arguments) -> anyhow::Result<Tally> {
-    for targets in [&["--all-targets"][..], &cargo::STORIES] {
+    for targets in [vec!["--all-targets"], cargo::only(&cargo::STORIES)] {
         let mut clippy = cargo::whole("clippy")?;
         clippy.arg("--quiet").args(targets);
         cargo::run(clippy.args(["--", "--deny", "warnings"]))?;
@@ -181,7 +184,7 @@ fn lab(arguments: &Arguments) -> anyhow::Result<Tally> {
         let mut stories = cargo::whole("test")?;
         stories
             .arg("--no-fail-fast")
-            .args(targets)
+            .args(cargo::only(targets))
             .env("NETMIG_USER_BIN", &binary)
             .env("RUST_TEST_THREADS", at_a_time)
             .args(&arguments.filter)
@@ -192,17 +195,14 @@ fn lab(arguments: &Arguments) -> anyhow::Result<Tally> {
     if arguments.filter.is_some() {
         return stories(&cargo::STORIES, "1", &[]);
     }
-    let moves = ["--test", "moves"];
     let others: Vec<_> = cargo::STORIES
-        .chunks(2)
-        .filter(|target| *target != moves)
-        .flatten()
-        .copied()
+        .into_iter()
+        .filter(|&story| story != MOVES)
         .collect();
     let unmeasured = MEASURED.map(|name| ["--skip", name]);
     let mut sum = stories(&others, "1", &[])?;
-    sum += stories(&moves, BESIDE, unmeasured.as_flattened())?;
-    sum += stories(&moves, "1", &MEASURED)?;
+    sum += stories(&[MOVES], BESIDE, unmeasured.as_flattened())?;
+    sum += stories(&[MOVES], "1", &MEASURED)?;
     Ok(sum)
 }
 
@@ -222,7 +222,7 @@ fn vm(arguments: &Arguments) -> anyhow::Result<Tally> {
     // A machine that boots waits for much of its time, and what moves in one asks for no pause.
     thread::scope(|scope| {
         let beside = scope.spawn(|| machines("vm"));
-        let moves = machines("moves");
+        let moves = machines(MOVES);
         let mut sum = beside
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;

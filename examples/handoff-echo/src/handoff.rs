@@ -1,5 +1,6 @@
 //! A program's end of netmig's handoff protocol (docs/handoff.md). Nothing here is about echoes.
 use std::{
+    collections::BTreeMap,
     env,
     io::{self, IoSlice, IoSliceMut, Write},
     os::{
@@ -15,7 +16,7 @@ use nix::{
     cmsg_space,
     sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
 };
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 const MESSAGE: u16 = 1;
@@ -58,6 +59,39 @@ pub struct Loading {
     pub state: Vec<u8>,
     /// Sockets by the labels that they were handed over with.
     pub sockets: Vec<(u32, OwnedFd)>,
+}
+
+impl Loading {
+    /// The state, if a program of this `version` has saved it as JSON, and its sockets.
+    ///
+    /// # Errors
+    /// It is another version's, or not what was saved.
+    pub fn open<T: DeserializeOwned>(self, version: &str) -> Result<(T, Handed)> {
+        if self.version != version {
+            bail!(
+                "the state is of version {:?}, this program of {version:?}",
+                self.version
+            );
+        }
+        let saved = serde_json::from_slice(&self.state).context("reading the state")?;
+        Ok((saved, Handed(self.sockets.into_iter().collect())))
+    }
+}
+
+/// Sockets that were handed over.
+#[derive(Debug)]
+pub struct Handed(BTreeMap<u32, OwnedFd>);
+
+impl Handed {
+    /// The one with this label.
+    ///
+    /// # Errors
+    /// There is none, or no longer.
+    pub fn take(&mut self, label: u32) -> Result<OwnedFd> {
+        self.0
+            .remove(&label)
+            .with_context(|| format!("socket {label} is missing"))
+    }
 }
 
 /// A socket to hand over, with a label that comes back with it.

@@ -1,14 +1,13 @@
 //! The echo server: one thread, poll(2), and a state that can be written down.
 use std::{
-    collections::BTreeMap,
     io::{ErrorKind, Read, Write},
     net::{TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd},
     thread,
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
@@ -96,32 +95,20 @@ impl Server {
     /// # Errors
     /// It is another version's, or not what was saved.
     pub fn load(loading: Loading) -> Result<Self> {
-        if loading.version != VERSION {
-            bail!(
-                "the state is of version {:?}, this program of {VERSION:?}",
-                loading.version
-            );
-        }
-        let saved: Saved = serde_json::from_slice(&loading.state).context("reading the state")?;
-        let mut sockets: BTreeMap<u32, OwnedFd> = loading.sockets.into_iter().collect();
-        let mut take = |label: u32| {
-            sockets
-                .remove(&label)
-                .with_context(|| format!("socket {label} is missing"))
-        };
+        let (saved, mut handed): (Saved, _) = loading.open(VERSION)?;
         let mut server = Self::default();
         // Flags of a descriptor, O_NONBLOCK among them, are not the socket's: each adding sets it again.
         for label in saved.listeners {
-            server.listen(take(label)?.into())?;
+            server.listen(handed.take(label)?.into())?;
         }
         for (label, count) in saved.datagrams {
-            server.answer(take(label)?.into())?;
+            server.answer(handed.take(label)?.into())?;
             if let Some(last) = server.datagrams.last_mut() {
                 last.count = count;
             }
         }
         for (label, memory) in saved.connections {
-            let stream = TcpStream::from(take(label)?);
+            let stream = TcpStream::from(handed.take(label)?);
             stream.set_nonblocking(true)?;
             server.connections.push(Connection { stream, memory });
         }

@@ -4,12 +4,12 @@ use std::{
     fs,
     io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use handoff_echo::handoff::{Introduction, Labelled, Loading, Netmig, Word};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -163,26 +163,14 @@ impl Server {
     }
 
     fn load(loading: Loading) -> Result<Self> {
-        if loading.version != VERSION {
-            bail!(
-                "the state is of version {:?}, this program of {VERSION:?}",
-                loading.version
-            );
-        }
-        let saved: Saved = serde_json::from_slice(&loading.state).context("reading the state")?;
-        let mut sockets: BTreeMap<u32, OwnedFd> = loading.sockets.into_iter().collect();
-        let mut take = |label: u32| {
-            sockets
-                .remove(&label)
-                .with_context(|| format!("socket {label} is missing"))
-        };
+        let (saved, mut handed): (Saved, _) = loading.open(VERSION)?;
         let ends = saved.ends.into_iter();
         Self {
-            listener: take(saved.listener)?.into(),
-            datagrams: take(saved.datagrams)?.into(),
+            listener: handed.take(saved.listener)?.into(),
+            datagrams: handed.take(saved.datagrams)?.into(),
             talks: saved.talks.into_iter().collect(),
             ends: ends
-                .map(|(label, end)| Ok((take(label)?.into(), end)))
+                .map(|(label, end)| Ok((handed.take(label)?.into(), end)))
                 .collect::<Result<_>>()?,
         }
         .not_blocking()

@@ -1,21 +1,16 @@
 //! A lab with the gauge's programs in it, and one move after the other.
-use std::{
-    io::{BufRead, BufReader, Lines, Read, Write as _},
-    path::PathBuf,
-    thread,
-    time::Duration,
-};
+use std::{path::PathBuf, thread, time::Duration};
 
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{Ended, Load, Moment, NAME, PORT, client::Answer, server::WAIT};
 use crate::{
-    Bind, Cmd, Host, Input, Lab, Options, Process,
+    Bind, Cmd, Host, Lab, Options, Process,
+    asked::Asked,
     demo::{self, Error, Image},
     handing,
     lab::link::Line,
-    peers::{clock::ms, stop::READY},
+    peers::clock::ms,
 };
 
 /// The program that stays where it is.
@@ -238,7 +233,7 @@ impl Stage {
             reason = "phases are short and not negative"
         )]
         let disturbed_ns = (disturbed_ms * 1e6) as u64;
-        let answer = peer.ask(&Moment {
+        let answer: Answer = peer.ask(&Moment {
             calm_ns: closed_ns - disturbed_ns - CALM_NS,
             closed_ns,
             opened_ns,
@@ -263,7 +258,7 @@ impl Stage {
         peer.finish()
     }
 
-    fn peer(&self, cell: &Cell) -> Result<Peer, Error> {
+    fn peer(&self, cell: &Cell) -> Result<Asked, Error> {
         let number = match self.engine {
             Engine::Handoff => NUMBER,
             Engine::Criu => demo::NUMBER,
@@ -281,63 +276,7 @@ impl Stage {
             .args(["--connections".to_owned(), cell.connections.to_string()])
             .args(["--rate".to_owned(), cell.rate.to_string()])
             .args(["--limit".to_owned(), FELT_LIMIT.as_millis().to_string()]);
-        let mut process = self.lab.peer().spawn(&command.stdin(Input::Pipe))?;
-        let lines = process.stdout.take().map(|out| BufReader::new(out).lines());
-        let mut peer = Peer { process, lines };
-        let first = peer.line()?;
-        if first != READY {
-            return Err(peer.error(&format!("said `{first}` before it was ready")));
-        }
-        Ok(peer)
-    }
-}
-
-/// The client's process.
-struct Peer {
-    process: Process,
-    lines: Option<Lines<BufReader<Box<dyn Read + Send>>>>,
-}
-
-impl Peer {
-    fn ask(&mut self, moment: &Moment) -> Result<Answer, Error> {
-        let text = serde_json::to_string(moment).map_err(|e| self.error(&e.to_string()))?;
-        let asked = match &mut self.process.stdin {
-            Some(stdin) => writeln!(stdin, "{text}").and_then(|()| stdin.flush()),
-            None => Ok(()),
-        };
-        asked.map_err(|e| self.error(&e.to_string()))?;
-        self.told()
-    }
-
-    fn finish(mut self) -> Result<Ended, Error> {
-        drop(self.process.stdin.take());
-        self.told()
-    }
-
-    fn told<T: DeserializeOwned>(&mut self) -> Result<T, Error> {
-        let line = self.line()?;
-        serde_json::from_str(&line).map_err(|e| self.error(&format!("`{line}`: {e}")))
-    }
-
-    fn line(&mut self) -> Result<String, Error> {
-        match self.lines.as_mut().and_then(Iterator::next) {
-            Some(Ok(line)) => Ok(line),
-            Some(Err(e)) => Err(self.error(&e.to_string())),
-            None => Err(self.error("it has ended")),
-        }
-    }
-
-    fn error(&mut self, what: &str) -> Error {
-        let mut said = what.to_owned();
-        if self.process.signal(libc::SIGKILL).is_ok()
-            && let Some(mut errors) = self.process.stderr.take()
-        {
-            said.push_str(": ");
-            if let Err(e) = errors.read_to_string(&mut said) {
-                said.push_str(&e.to_string());
-            }
-        }
-        error("gauge-client", said)
+        Asked::start(self.lab.peer(), "gauge-client", command)
     }
 }
 

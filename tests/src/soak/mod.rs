@@ -11,7 +11,6 @@ pub mod server;
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
     path::PathBuf,
     thread,
     time::{Duration, Instant},
@@ -21,11 +20,11 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    Bind, Cmd, Host, Input, Lab, Options, Process,
+    Bind, Cmd, Host, Lab, Options,
+    asked::Asked,
     demo::{Error, netmig},
     handing,
     lab::link::{Counts, Line},
-    peers::stop::READY,
     random::Random,
 };
 use client::{Mark, Outcome};
@@ -137,7 +136,7 @@ fn soak(lab: &Lab, plan: &Plan, tell: &mut dyn FnMut(&str)) -> Result<Soaked, Er
         plan.seed
     );
     handing::start(a, NAME, &start)?;
-    let mut peers = Peers::start(lab.peer(), plan)?;
+    let mut peers = peers(lab.peer(), plan)?;
     let mut random = Random::new(plan.seed);
     let mut soaked = Soaked {
         moves: Vec::new(),
@@ -148,14 +147,14 @@ fn soak(lab: &Lab, plan: &Plan, tell: &mut dyn FnMut(&str)) -> Result<Soaked, Er
     let mut before = None;
     for turn in 0..plan.moves.next_multiple_of(2) {
         thread::sleep(Duration::from_millis(random.below(300).into()));
-        peers.mark()?;
+        peers.ask::<Mark>(&())?;
         let (from, to) = if turn % 2 == 0 { (a, b) } else { (b, a) };
         let begun = Instant::now();
         let moved = handing::migrate(from, to, NAME, &[])?;
         let took = begun.elapsed();
         // What comes late, comes within this time.
         thread::sleep(Duration::from_millis((100 + random.below(200)).into()));
-        let mark = peers.mark()?;
+        let mark: Mark = peers.ask(&())?;
         let report = moved.report.clone().unwrap_or(Value::Null);
         let one = OneMove {
             took_ms: took.as_secs_f64() * 1e3,
@@ -288,77 +287,18 @@ fn logs(a: &dyn Host, b: &dyn Host) -> String {
         .concat()
 }
 
-/// The client's process.
-struct Peers {
-    process: Process,
-    lines: Box<dyn Iterator<Item = std::io::Result<String>>>,
-}
-
-impl Peers {
-    fn start(host: &dyn Host, plan: &Plan) -> Result<Self, Error> {
-        let command = Cmd::new([PEER_PROGRAM, "soak-client"])
-            .args(["--connections".to_owned(), plan.connections.to_string()])
-            .args(["--seed".to_owned(), plan.seed.to_string()])
-            .args([
-                "--to".to_owned(),
-                format!("192.0.2.{NUMBER}:{}", server::PORT),
-            ])
-            .args([
-                "--to".to_owned(),
-                format!("[2001:db8::{NUMBER}]:{}", server::PORT),
-            ]);
-        let mut process = host.spawn(&command.stdin(Input::Pipe))?;
-        let output = process.stdout.take();
-        let lines: Box<dyn Iterator<Item = _>> = match output {
-            Some(output) => Box::new(BufReader::new(output).lines()),
-            None => Box::new(std::iter::empty()),
-        };
-        let mut peers = Self { process, lines };
-        let first = peers.line()?;
-        if first != READY {
-            return Err(peers.error(&format!("said `{first}` before it was ready")));
-        }
-        Ok(peers)
-    }
-
-    fn mark(&mut self) -> Result<Mark, Error> {
-        let asked = match &mut self.process.stdin {
-            Some(stdin) => stdin.write_all(b"\n").and_then(|()| stdin.flush()),
-            None => Ok(()),
-        };
-        asked.map_err(|e| self.error(&e.to_string()))?;
-        let line = self.line()?;
-        serde_json::from_str(&line).map_err(|e| self.error(&format!("`{line}`: {e}")))
-    }
-
-    fn finish(mut self) -> Result<Outcome, Error> {
-        drop(self.process.stdin.take());
-        let line = self.line()?;
-        serde_json::from_str(&line).map_err(|e| self.error(&format!("`{line}`: {e}")))
-    }
-
-    fn line(&mut self) -> Result<String, Error> {
-        match self.lines.next() {
-            Some(Ok(line)) => Ok(line),
-            Some(Err(e)) => Err(self.error(&e.to_string())),
-            None => Err(self.error("it has ended")),
-        }
-    }
-
-    fn error(&mut self, what: &str) -> Error {
-        let mut said = what.to_owned();
-        // It has ended, or says nothing: what it complains of is read to its end only then.
-        if self.process.signal(libc::SIGKILL).is_ok()
-            && let Some(mut errors) = self.process.stderr.take()
-        {
-            said.push_str(": ");
-            if let Err(e) = errors.read_to_string(&mut said) {
-                said.push_str(&e.to_string());
-            }
-        }
-        Error::Client {
-            name: "soak-client".to_owned(),
-            said,
-        }
-    }
+/// The client's process. It is asked, for its [`Mark`], by any line.
+fn peers(host: &dyn Host, plan: &Plan) -> Result<Asked, Error> {
+    let command = Cmd::new([PEER_PROGRAM, "soak-client"])
+        .args(["--connections".to_owned(), plan.connections.to_string()])
+        .args(["--seed".to_owned(), plan.seed.to_string()])
+        .args([
+            "--to".to_owned(),
+            format!("192.0.2.{NUMBER}:{}", server::PORT),
+        ])
+        .args([
+            "--to".to_owned(),
+            format!("[2001:db8::{NUMBER}]:{}", server::PORT),
+        ]);
+    Asked::start(host, "soak-client", command)
 }

@@ -1,15 +1,14 @@
 //! The container of the soak: one thread, many connections, and a state that can be handed over (docs/handoff.md).
 use std::{
-    collections::BTreeMap,
     fs::OpenOptions,
     io::{ErrorKind, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd},
     path::Path,
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use handoff_echo::handoff::{Introduction, Labelled, Loading, Netmig, Word};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -96,23 +95,11 @@ impl Server {
     }
 
     fn load(loading: Loading) -> Result<Self> {
-        if loading.version != VERSION {
-            bail!(
-                "the state is of version {:?}, this program of {VERSION:?}",
-                loading.version
-            );
-        }
-        let saved: Saved = serde_json::from_slice(&loading.state).context("reading the state")?;
-        let mut sockets: BTreeMap<u32, OwnedFd> = loading.sockets.into_iter().collect();
-        let mut take = |label: u32| {
-            sockets
-                .remove(&label)
-                .with_context(|| format!("socket {label} is missing"))
-        };
-        let listener = take(saved.listener)?.into();
+        let (saved, mut handed): (Saved, _) = loading.open(VERSION)?;
+        let listener = handed.take(saved.listener)?.into();
         let ends = saved.ends.into_iter();
         let ends = ends
-            .map(|(label, life)| Ok((take(label)?.into(), life)))
+            .map(|(label, life)| Ok((handed.take(label)?.into(), life)))
             .collect::<Result<_>>()?;
         Self::new(listener, ends, saved.random, saved.pause)
     }

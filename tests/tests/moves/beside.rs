@@ -9,7 +9,7 @@ use netmig_lab::{Cmd, Host, Image, Input, Process};
 
 use crate::{
     container::{Container, How},
-    faults::Going,
+    going::Going,
     story::Story,
 };
 

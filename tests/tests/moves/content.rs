@@ -4,8 +4,9 @@ use std::time::Duration;
 use netmig_lab::{Cmd, Host};
 
 use crate::{
+    catcher::Catcher,
     container::{Container, How},
-    faults::{Catcher, Going},
+    going::Going,
     story::Story,
 };
 

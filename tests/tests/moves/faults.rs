@@ -1,24 +1,21 @@
 //! Whatever breaks during a move: in the end one live copy with its connections, nothing left over, and the clients saw a pause.
 use std::{
-    io::{BufRead as _, BufReader, Read},
     thread,
     time::{Duration, Instant},
 };
 
-use netmig_lab::{Cmd, Host, Process, peers::Outcome};
+use netmig_lab::{Cmd, Host, peers::Outcome};
 
 use crate::{
+    catcher::Catcher,
     container::{Container, How},
+    going::{AGENT, Going, SETTLED, kill},
     load::PEERS_PATIENCE,
     story::Story,
 };
 
-/// Kills a process at one of CRIU's moments.
-const CATCH: &str = include_str!("catch.py");
 /// How long a hook is blocked.
 const BLOCKED: Duration = Duration::from_secs(60);
-/// How long a move that broke may take to settle.
-const SETTLED: Duration = Duration::from_secs(90);
 
 /// A stage on which one fault follows another: the container goes on from where the last one left it.
 struct Faults {
@@ -145,11 +142,7 @@ impl Faults {
             |going, _, _| going.is_caught_by(&mut catcher),
         );
         // Where the move has ended before, there is nothing to wait for.
-        catcher
-            .process
-            .signal(libc::SIGKILL)
-            .expect("the host answers");
-        catcher.process.wait().expect("its end");
+        catcher.kill();
         let pauses = outcomes.iter().map(|o| o.row.longest_pause_ms);
         pauses.fold(0.0, f64::max)
     }
@@ -168,158 +161,6 @@ impl Faults {
         );
     }
 }
-
-/// A killer in a host.
-pub struct Catcher {
-    process: Process,
-    lines: BufReader<Box<dyn Read + Send>>,
-}
-
-impl Catcher {
-    /// One that kills `victim` at CRIU's `moment` on `host`, before a move begins.
-    pub fn set(host: &dyn Host, moment: &str, victim: &str) -> Self {
-        Self::start(host, &[moment, victim])
-    }
-
-    /// One that stops it for `time` instead.
-    fn stopping(host: &dyn Host, moment: &str, victim: &str, time: Duration) -> Self {
-        Self::start(host, &[moment, victim, &time.as_secs().to_string()])
-    }
-
-    fn start(host: &dyn Host, args: &[&str]) -> Self {
-        host.write("/tmp/catch.py", CATCH.as_bytes(), 0o755)
-            .expect("written");
-        let mut process = host
-            .spawn(&Cmd::new(["python3", "/tmp/catch.py"]).args(args.iter().copied()))
-            .expect("a catcher");
-        let mut lines = BufReader::new(process.stdout.take().expect("its output"));
-        let mut line = String::new();
-        lines.read_line(&mut line).expect("a line");
-        assert_eq!(line.trim(), "ready");
-        Self { process, lines }
-    }
-
-    /// Waits until it has done its work.
-    pub fn caught(&mut self) {
-        self.has_caught()
-            .unwrap_or_else(|said| panic!("the moment did not come: {said}"));
-        self.ends();
-    }
-
-    /// Waits until the process is dead or stopped; an error: it never came.
-    fn has_caught(&mut self) -> Result<(), String> {
-        let mut said = String::new();
-        self.lines.read_line(&mut said).expect("a line");
-        if said.starts_with("caught") {
-            Ok(())
-        } else {
-            Err(said)
-        }
-    }
-
-    fn ends(&mut self) {
-        let status = self
-            .process
-            .wait_for(Duration::from_secs(60))
-            .expect("the host answers");
-        assert!(status.is_some_and(|status| status.success()), "{status:?}");
-    }
-}
-
-/// A `migrate` under way.
-pub struct Going {
-    process: Process,
-    lines: BufReader<Box<dyn Read + Send>>,
-    said: String,
-}
-
-impl Going {
-    pub fn start(story: &Story, from: &dyn Host, container: &Container, more: &[&str]) -> Self {
-        let command = story.command(from, container).args(more.iter().copied());
-        let mut process = from.spawn(&command).expect("migrate");
-        let lines = BufReader::new(process.stderr.take().expect("its lines"));
-        Self {
-            process,
-            lines,
-            said: String::new(),
-        }
-    }
-
-    /// Reads until it has said `word`: the name of a phase is said at its end.
-    pub fn until(&mut self, word: &str) {
-        let mut line = String::new();
-        loop {
-            line.clear();
-            let n = self.lines.read_line(&mut line).expect("a line");
-            assert!(n > 0, "it ended before `{word}`: {}", self.ended());
-            self.said.push_str(&line);
-            if line.contains(word) {
-                return;
-            }
-        }
-    }
-
-    /// Waits until the move comes to the catcher's moment.
-    fn is_caught_by(&mut self, catcher: &mut Catcher) {
-        if let Err(said) = catcher.has_caught() {
-            self.end();
-            panic!("the moment did not come: {said}{}", self.ended());
-        }
-    }
-
-    /// All that a client that has ended said, its report too.
-    fn ended(&mut self) -> String {
-        let mut said = std::mem::take(&mut self.said);
-        self.lines.read_to_string(&mut said).expect("its lines");
-        if let Some(mut report) = self.process.stdout.take() {
-            report.read_to_string(&mut said).expect("its report");
-        }
-        said
-    }
-
-    /// The move's id.
-    fn id(&mut self) -> String {
-        self.until("move ");
-        self.said
-            .lines()
-            .find_map(|line| line.split_once("move "))
-            .expect("an id")
-            .1
-            .trim()
-            .to_owned()
-    }
-
-    /// Waits until the client has ended, however it did.
-    pub fn end(&mut self) {
-        self.ends()
-            .unwrap_or_else(|said| panic!("the client hangs: {said}"));
-    }
-
-    /// As [`Going::end`]; an error is what a client said that does not end.
-    fn ends(&mut self) -> Result<(), String> {
-        if self
-            .process
-            .wait_for(SETTLED)
-            .expect("the host answers")
-            .is_some()
-        {
-            return Ok(());
-        }
-        self.process
-            .signal(libc::SIGKILL)
-            .expect("the host answers");
-        self.process.wait().expect("its end");
-        Err(self.ended())
-    }
-}
-
-pub fn kill(host: &dyn Host, signal: &str, pattern: &str) {
-    host.sh(&format!("pkill -{signal} -f '{pattern}'"))
-        .unwrap_or_else(|e| panic!("{e}"));
-}
-
-/// As the process's command line begins and ends; the brackets keep the pattern from finding its own shell.
-pub const AGENT: &str = "[a]gent --resident$";
 
 #[test]
 fn source_agent_killed() {
@@ -455,10 +296,7 @@ fn client_gone_or_asking_back() {
         |going, source, _| {
             let id = going.id();
             going.until("attach");
-            going
-                .process
-                .signal(libc::SIGHUP)
-                .expect("the host answers");
+            going.signal(libc::SIGHUP);
             going.end();
             let attached = source
                 .exec(&Cmd::new(["netmig-user", "migrate", "--attach", &id]))
@@ -474,12 +312,8 @@ fn client_gone_or_asking_back() {
     );
     faults.one("^C in precopy", &[], Ends::Source, |going, _, _| {
         going.until("attach");
-        going
-            .process
-            .signal(libc::SIGINT)
-            .expect("the host answers");
-        let status = going.process.wait_for(SETTLED).expect("the host answers");
-        assert_eq!(status.and_then(|s| s.code()), Some(1), "{}", going.said);
+        going.signal(libc::SIGINT);
+        assert_eq!(going.code(), Some(1), "{}", going.said);
     });
 }
 

@@ -7,7 +7,7 @@ use std::{
 use netmig_lab::Host;
 use serde_json::Value;
 
-use crate::faults::{AGENT, Going, kill};
+use crate::going::{AGENT, Going, kill};
 use crate::keeper::{Impatient, Kept};
 
 const GUARDED: &str = include_str!("guarded.py");

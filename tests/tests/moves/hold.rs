@@ -7,7 +7,7 @@ use netmig_lab::{
 };
 use serde_json::Value;
 
-use crate::faults::Catcher;
+use crate::catcher::Catcher;
 use crate::{
     container::{Container, How},
     load::Loaded,

@@ -13,9 +13,10 @@ use netmig_lab::{
 };
 use serde_json::Value;
 
-use crate::faults::{AGENT, Catcher, Going, kill};
 use crate::{
+    catcher::Catcher,
     container::{Container, How},
+    going::{AGENT, Going, kill},
     load::Loaded,
     story::{Ended, Story},
 };

@@ -3,11 +3,13 @@
 mod beside;
 mod blackout;
 mod bundle;
+mod catcher;
 mod container;
 mod content;
 mod faults;
 mod gate;
 mod gauge;
+mod going;
 mod guardian;
 mod handoff;
 mod hold;

@@ -5,8 +5,8 @@ use netmig_lab::{Cmd, Host};
 
 use crate::{
     beside::Spoken,
+    catcher::Catcher,
     container::{Container, How},
-    faults::Catcher,
     story::Story,
 };
 

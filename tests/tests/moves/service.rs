@@ -10,8 +10,8 @@ use netmig_lab::{
 use crate::{
     beside::Spoken,
     bundle,
+    catcher::Catcher,
     container::{Container, How},
-    faults::Catcher,
     story::{PATIENCE, PEER_PROGRAM, Story},
 };
 

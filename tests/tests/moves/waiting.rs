@@ -9,8 +9,8 @@ use netmig_lab::{Cmd, Input, Process};
 use serde_json::Value;
 
 use crate::{
+    catcher::Catcher,
     container::{Container, How},
-    faults::Catcher,
     story::{Ended, Story},
 };
 
