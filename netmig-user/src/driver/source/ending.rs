@@ -27,9 +27,9 @@ impl Steps {
         let mut left = Vec::new();
         let container = self.state().container.clone();
         self.stop_streams();
-        if let Some(copying) = self.state().copying.take()
-            && copying.join().is_err()
-        {
+        // It asks for the state itself, which must not be held while it is waited for.
+        let copying = self.state().copying.take();
+        if copying.is_some_and(|copying| copying.join().is_err()) {
             left.push("the thread that copies files panicked".to_owned());
         }
         // Whoever reads them has seen by then that the move is over.
@@ -64,7 +64,8 @@ impl Steps {
                         .map(ToString::to_string),
                 );
             }
-            if let Some(disarmed) = self.state().disarmed.take() {
+            let disarmed = self.state().disarmed.take();
+            if let Some(disarmed) = disarmed {
                 left.extend(runtime.rearm(&disarmed).iter().map(ToString::to_string));
             }
             if let Some(cgroup) = &container.cgroup
@@ -241,7 +242,8 @@ impl Steps {
         if let Some(hold) = hold {
             hold.stop(None);
         }
-        if let Some(container) = &self.state().container {
+        let container = self.state().container.clone();
+        if let Some(container) = &container {
             let claim = paths::claims().join(&container.id);
             if fs::read_to_string(&claim).is_ok_and(|mv| mv == self.id.to_string())
                 && let Err(e) = fs::remove_file(&claim)
@@ -314,4 +316,76 @@ pub(super) fn dropped(counters: &netmig_common::Counters) -> u64 {
         .iter()
         .map(netmig_common::Tally::dropped_packets)
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, thread, time::Duration};
+
+    use netmig_core::{
+        container::Manager,
+        id::{Epoch, Life, MoveId},
+    };
+
+    use super::*;
+    use crate::{
+        agent::local::{Drain, MoveSpec},
+        driver::feed::Feed,
+    };
+
+    fn spec() -> MoveSpec {
+        MoveSpec {
+            manager: Manager::Podman,
+            name: "web".to_owned(),
+            to: "ssh://b".to_owned(),
+            remote_command: Vec::new(),
+            mounts: Vec::new(),
+            services: Vec::new(),
+            allow: Vec::new(),
+            map_links: Vec::new(),
+            drain: Drain::Auto,
+            drain_limit_ms: 0,
+            cold: false,
+            max_blackout_ms: None,
+            lease_ms: 1000,
+            hold_limit: 0,
+            barrier_limit_ms: 0,
+            remove_source: false,
+            dry_run: false,
+            env: Vec::new(),
+            credentials: "/nowhere".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_undo_waits_for_a_copy_that_begins_only_now() {
+        let life = Life {
+            epoch: Epoch(1),
+            nonce: 1,
+        };
+        let to = "ssh://b".parse().expect("a destination");
+        let steps = Steps::new(MoveId([0xee; 16]), spec(), to, life, Feed::default());
+        let steps = Arc::new(steps);
+        let copying = thread::spawn({
+            let steps = steps.clone();
+            move || {
+                while !steps.over.load(Ordering::SeqCst) {
+                    thread::yield_now();
+                }
+                // The undo has come to the wait for this thread.
+                thread::sleep(Duration::from_millis(200));
+                steps.container().map(drop)
+            }
+        });
+        steps.state().copying = Some(copying);
+        let undone = tokio::task::spawn_blocking(move || steps.undo());
+        let left = tokio::time::timeout(Duration::from_secs(20), undone).await;
+        let left = left
+            .unwrap_or_else(|_| {
+                eprintln!("the undo hangs");
+                std::process::abort()
+            })
+            .expect("no panic");
+        assert_eq!(left, Vec::<String>::new());
+    }
 }

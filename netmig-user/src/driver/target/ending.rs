@@ -4,6 +4,8 @@ use std::{
     time::Duration,
 };
 
+use netmig_core::container::Manager;
+
 use super::{super::answer, steps::Steps};
 use crate::{
     agent::paths,
@@ -51,9 +53,10 @@ impl Steps {
             }
         }
         let made = self.state().made.clone();
-        if let (Some(created), Some(question)) = (&made.container, &self.state().question) {
+        let manager = self.manager();
+        if let (Some(created), Some(manager)) = (&made.container, manager) {
             left.extend(
-                runtime::of(question.container.manager)
+                runtime::of(manager)
                     .discard(created)
                     .iter()
                     .map(ToString::to_string),
@@ -76,9 +79,10 @@ impl Steps {
         let mut left = Vec::new();
         if here {
             let made = self.state().made.container.clone();
-            if let (Some(created), Some(question)) = (&made, &self.state().question) {
+            let manager = self.manager();
+            if let (Some(created), Some(manager)) = (&made, manager) {
                 left.extend(
-                    runtime::of(question.container.manager)
+                    runtime::of(manager)
                         .settle(created)
                         .iter()
                         .map(ToString::to_string),
@@ -89,6 +93,11 @@ impl Steps {
         // Also where nothing was made, because the source refused: a discard has not run then.
         left.extend(self.remove_run());
         left
+    }
+
+    fn manager(&self) -> Option<Manager> {
+        let state = self.state();
+        state.question.as_ref().map(|q| q.container.manager)
     }
 
     pub(super) fn detach(&self) -> Vec<String> {

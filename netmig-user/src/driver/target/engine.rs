@@ -189,7 +189,8 @@ impl Steps {
     }
 
     pub(super) fn go_on(&self) {
-        if let Some(reply) = self.state().moment.take() {
+        let reply = self.state().moment.take();
+        if let Some(reply) = reply {
             answer(reply, 0);
         }
     }

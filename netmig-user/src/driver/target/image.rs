@@ -28,7 +28,8 @@ impl Steps {
         }
         // A source that does not send it says why, and the move is over then.
         let pipe = loop {
-            if let Some(pipe) = self.state().image.take() {
+            let pipe = self.state().image.take();
+            if let Some(pipe) = pipe {
                 break pipe;
             }
             if self.over.load(Ordering::SeqCst) {
