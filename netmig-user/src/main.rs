@@ -10,8 +10,13 @@ use netmig_user::{
     },
     engine,
 };
+use nix::sys::signal::SigSet;
 
 fn main() -> ExitCode {
+    // Whoever starts it may have blocked signals, and a mask is inherited: without SIGCHLD the ends of its ssh are not heard of.
+    if let Err(e) = SigSet::empty().thread_set_mask() {
+        eprintln!("netmig-user: unblocking signals: {e}");
+    }
     // In a move's directory this binary stands under the names of CRIU's action script, the runtimes and netavark.
     let called = env::args_os().next().unwrap_or_default();
     let called = Path::new(&called);

@@ -107,9 +107,10 @@ pub(super) fn main<'a>(
 
 pub(super) fn start_sshd() -> anyhow::Result<()> {
     std::fs::create_dir_all("/run/sshd").context("creating /run/sshd")?;
-    let output = Command::new("/usr/sbin/sshd")
-        .output()
-        .context("starting sshd")?;
+    let mut sshd = Command::new("/usr/sbin/sshd");
+    // SAFETY: pthread_sigmask is async-signal-safe and touches no memory.
+    unsafe { sshd.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?)) };
+    let output = sshd.output().context("starting sshd")?;
     if !output.status.success() {
         bail!(
             "sshd: {}",
@@ -230,8 +231,12 @@ fn command(request: &Request, stdio: [OwnedFd; 3]) -> io::Result<Command> {
         .stdin(stdin)
         .stdout(stdout)
         .stderr(stderr);
-    // SAFETY: setsid is async-signal-safe and touches no memory.
-    unsafe { command.pre_exec(|| setsid().map(drop).map_err(io::Error::from)) };
+    let own = || {
+        setsid()?;
+        Ok(SigSet::empty().thread_set_mask()?)
+    };
+    // SAFETY: setsid and pthread_sigmask are async-signal-safe and touch no memory.
+    unsafe { command.pre_exec(own) };
     Ok(command)
 }
 

@@ -191,19 +191,34 @@ fn source_agent_killed() {
     );
 }
 
-/// A hook that finds no agent starts one, with the environment that podman has given it for that one move.
+/// A hook that finds no agent starts one, with the environment that podman has given it for that one move; and whoever starts it may have
+/// blocked signals.
 #[test]
 fn an_agent_is_the_same_whoever_starts_it() {
     let story = Story::up("starter");
     let container = Container::new(How::Podman("crun"));
     let (a, b) = (story.a(), story.b());
     story.start(a, &container);
-    let ask = Cmd::new(["netmig-user", "recover"])
+    let blocking = "import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+os.execvp('netmig-user', ['netmig-user', 'recover'])";
+    let ask = Cmd::new(["python3", "-c", blocking])
         .env("CONTAINERS_CONF_OVERRIDE", "/no/such.conf")
         .env("CONTAINERS_HELPER_BINARY_DIR", "/no/such");
     for host in [a, b] {
         let asked = host.exec(&ask).expect("an agent");
         assert!(asked.status.success(), "{}", asked.errors());
+        let blocked = host
+            .sh(&format!(
+                "grep SigBlk /proc/$(pgrep -of '{AGENT}')/task/*/status"
+            ))
+            .expect("its tasks");
+        assert!(
+            blocked
+                .lines()
+                .all(|line| line.ends_with("\t0000000000000000")),
+            "{blocked}"
+        );
     }
     let planned = a.exec(&story.command(a, &container).arg("--dry-run"));
     let planned = planned.expect("a plan");

@@ -306,7 +306,7 @@ impl Story {
             ls -d /run/netmig/moves/* 2>/dev/null || true
             grep -o ' /run/netmig/[^ ]* [^ ]*' /proc/self/mounts || true
             find /sys/fs/cgroup -name cgroup.freeze -exec grep -lx 1 {} + 2>/dev/null || true
-            pgrep -xlr D,R,S,T 'criu|rsync|ssh' || true
+            pgrep -xlr D,R,S,T,Z 'criu|rsync|ssh' || true
             pgrep -af '[n]etmig-user (supervise|guard)|^/run/netmig/moves|[n]etmig-user rsh' || true
             netmig-user gate status | grep -v '^no gate' || true"#;
         let mut left = host.sh(look).expect("looked");
