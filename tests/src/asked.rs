@@ -1,5 +1,5 @@
 //! A client on a lab's host that answers each line on its standard input with a line of JSON, and says its last when its input ends.
-use std::io::{BufRead as _, BufReader, Lines, Read, Write as _};
+use std::io::{BufRead as _, BufReader, Lines, PipeReader, Read as _, Write as _};
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -9,7 +9,7 @@ use crate::{Cmd, Host, Input, Process, demo::Error, peers::stop::READY};
 pub struct Asked {
     name: &'static str,
     process: Process,
-    lines: Option<Lines<BufReader<Box<dyn Read + Send>>>>,
+    lines: Option<Lines<BufReader<PipeReader>>>,
 }
 
 impl Asked {

@@ -95,6 +95,16 @@ impl Word {
         })
     }
 
+    pub(super) fn go_on_opening(&self, epoch: Epoch, limit: Duration) -> Result<(), Error> {
+        self.change(epoch, |word| match word.mode {
+            Mode::Opening => Ok(ModeWord {
+                deadline_ms: deadline(Some(limit))?,
+                ..word
+            }),
+            _ => Ok(word),
+        })
+    }
+
     pub(super) fn grant(&self, epoch: Epoch) -> Result<(), Error> {
         self.change(epoch, |word| match word.mode {
             _ if word.side == Side::Target => Err(Error::AtTarget),

@@ -11,7 +11,7 @@ use std::{
 use netmig_core::image::v1::net::{self, Mac, Network};
 
 use super::{
-    Doing, Error, Link, LinkKind,
+    Doing, Error, Link, LinkKind, addr,
     frame::{announcements, membership, rarp},
     link,
     membership::groups,
@@ -23,6 +23,9 @@ use crate::sys::netns::within;
 
 /// Gap after the first round; each is twice the one before.
 const FIRST_GAP: Duration = Duration::from_millis(20);
+/// So many rounds are sent in any case: who is heard first may not be the only one who has to hear it, and a frame may be lost on its way
+/// (RFC 5227 2.3 and RFC 4861 7.2.6 send more than one too).
+const FEWEST: u32 = 4;
 /// How often [`announce()`] looks whether anything was heard.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -49,7 +52,8 @@ pub struct Own {
 }
 
 /// Announces every address of `network` on its link, and each of `own` on its device of the calling thread's namespace, in rounds with growing
-/// gaps until `heard` says that packets arrive, or `limit`.
+/// gaps: four at least (20, 40 and 80 ms apart) as far as `limit` lets them, and more until `heard` says that packets arrive, or `limit`. An address
+/// of `own` that is not on its device any more is announced no further.
 ///
 /// The frames leave the container's own end of each link, in the namespace `netns`, and pass its gate, which must be open: so the bridge
 /// learns the MAC on the right port, and everything behind it the same way. Those of a bridge, a bond or a VLAN leave that, and with its tag.
@@ -135,10 +139,11 @@ fn rounds(
     let until = Instant::now() + limit;
     let mut gap = FIRST_GAP;
     while !lines.is_empty() {
-        lines.retain(|line| match line.send() {
+        let first = done.rounds == 0;
+        lines.retain(|line| match line.send(first) {
             Ok(frames) => {
                 done.frames += frames;
-                true
+                frames > 0
             }
             Err(e) => {
                 done.failed.push(e.to_string());
@@ -149,11 +154,9 @@ fn rounds(
         let next = Instant::now() + gap;
         gap *= 2;
         while Instant::now() < next {
-            if heard() {
-                done.heard = true;
-                return;
-            }
-            if Instant::now() >= until {
+            done.heard = done.heard || heard();
+            let enough = done.heard && done.rounds >= FEWEST;
+            if enough || Instant::now() >= until {
                 return;
             }
             thread::sleep(LOOK);
@@ -165,7 +168,7 @@ fn rounds(
 pub fn announce_own(own: &[Own]) -> Vec<String> {
     let said = own
         .iter()
-        .map(|own| Line::of_host(own).and_then(|line| line.send().map(drop)));
+        .map(|own| Line::of_host(own).and_then(|line| line.send_frames().map(drop)));
     said.filter_map(|said| said.err().map(|e| e.to_string()))
         .collect()
 }
@@ -175,6 +178,8 @@ struct Line {
     name: String,
     socket: PacketSocket,
     frames: Vec<Vec<u8>>,
+    /// The host's, which may take it off.
+    own: Option<IpAddr>,
 }
 
 impl Line {
@@ -204,6 +209,7 @@ impl Line {
             name: link.name.clone(),
             socket,
             frames,
+            own: None,
         })
     }
 
@@ -223,10 +229,19 @@ impl Line {
             name: device.clone(),
             socket,
             frames: announcements(mac, *address, router.is_some_and(|value| value != "0")),
+            own: Some(*address),
         })
     }
 
-    fn send(&self) -> Result<u64, Error> {
+    /// Frames sent: later than the first time, none of an address that the host does not have any more.
+    fn send(&self, first: bool) -> Result<u64, Error> {
+        match self.own {
+            Some(address) if !first && !addr::own()?.contains(&address) => Ok(0),
+            _ => self.send_frames(),
+        }
+    }
+
+    fn send_frames(&self) -> Result<u64, Error> {
         for frame in &self.frames {
             self.socket
                 .send(frame)

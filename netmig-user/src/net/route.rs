@@ -1,5 +1,8 @@
 //! Routes of all tables: dump, and bringing a namespace to the image's, with the next hop objects that they name.
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use netmig_core::image::v1::net::{
     Family, Metric, MetricValue, NextHop, NextHopObject, Prefix, Route, Way,
@@ -57,6 +60,26 @@ pub fn dump(
     }
     all.sort_by_key(key);
     Ok((all, lost))
+}
+
+/// Whether a packet for `address` that comes to this namespace now is delivered to its own sockets (RTN_LOCAL).
+pub(super) fn is_local(nl: &mut Netlink, address: IpAddr) -> Result<bool, netlink::Error> {
+    let (family, bits) = match address {
+        IpAddr::V4(_) => (Family::Inet, 32),
+        IpAddr::V6(_) => (Family::Inet6, 128),
+    };
+    // struct rtmsg: family, length of the destination, ...
+    let mut header = [0; 12];
+    (header[0], header[1]) = (af(family), bits);
+    match nl.get(
+        libc::RTM_GETROUTE,
+        Message::new(&header).ip(RTA_DST, address),
+    ) {
+        Ok(Some(reply)) => Ok(reply.split::<12>()?.0[7] == RTN_LOCAL),
+        Ok(None) => Ok(false),
+        Err(e) if matches!(e.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// The order of an image: what follows within one table, destination and metric is in the kernel's order.

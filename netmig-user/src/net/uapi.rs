@@ -99,6 +99,7 @@ pub const RTNH_F_ONLINK: u32 = 4;
 pub const RTM_F_CLONED: u32 = 0x200;
 pub const RTPROT_KERNEL: u8 = 2;
 pub const RTN_UNICAST: u8 = 1;
+pub const RTN_LOCAL: u8 = 2;
 pub const RT_TABLE_LOCAL: u32 = 255;
 pub const RTNL_FAMILY_IPMR: u8 = 128;
 pub const RTNL_FAMILY_IP6MR: u8 = 129;

@@ -1,4 +1,5 @@
 //! A host of a lab: a place where commands run and files lie.
+mod collect;
 mod command;
 mod namespace;
 mod process;
@@ -6,10 +7,8 @@ pub(crate) mod protocol;
 
 use std::{
     fs,
-    io::{self, Read, Write},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -40,7 +39,7 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// As [`spawn`](Host::spawn); [`Error::Timeout`] if it ran into its [limit](Cmd::limit).
     fn exec(&self, command: &Cmd) -> Result<Output, Error> {
-        collect(self.name(), command, self.spawn(command)?)
+        collect::collect(self.name(), command, self.spawn(command)?)
     }
 
     /// Runs a command that must exit with 0, and gives its output without the last line's end.
@@ -125,76 +124,4 @@ pub trait Host: Send + Sync {
             }
         }
     }
-}
-
-/// Feeds and drains a process until it ends.
-fn collect(host: &str, command: &Cmd, mut process: Process) -> Result<Output, Error> {
-    let limit = command.time_limit();
-    let talk = |source| Error::Host {
-        host: host.to_owned(),
-        source,
-    };
-    let stdin = process.stdin.take();
-    let stdout = drain(process.stdout.take());
-    let stderr = drain(process.stderr.take());
-    let fed = stdin.map(|mut pipe| {
-        let bytes = command.input_bytes().to_vec();
-        thread::spawn(move || match pipe.write_all(&bytes) {
-            // A program may well end before it has read everything: what counts is its exit status.
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other,
-        })
-    });
-    let status = process.wait_for(limit).map_err(talk)?;
-    if status.is_none() {
-        process.signal(libc::SIGKILL).map_err(talk)?;
-        process.wait().map_err(talk)?;
-    }
-    // A daemon that the command left behind may hold the pipes: what came until a second after its end counts.
-    let patience = Duration::from_secs(1);
-    let (stdout, stderr) = (finish(&stdout, patience), finish(&stderr, patience));
-    if let Some(fed) = fed
-        && fed.is_finished()
-    {
-        let written = fed
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        written.map_err(talk)?;
-    }
-    match status {
-        Some(status) => Ok(Output {
-            status,
-            stdout,
-            stderr,
-        }),
-        None => Err(Error::Timeout {
-            host: host.to_owned(),
-            command: command.line(),
-            seconds: limit.as_secs(),
-            stderr: String::from_utf8_lossy(&stderr).into_owned(),
-        }),
-    }
-}
-
-fn drain(pipe: Option<Box<dyn Read + Send>>) -> mpsc::Receiver<Vec<u8>> {
-    let (send, receive) = mpsc::channel();
-    if let Some(mut pipe) = pipe {
-        thread::spawn(move || {
-            let mut chunk = vec![0; 64 << 10];
-            while let Ok(n) = pipe.read(&mut chunk)
-                && n > 0
-                && send.send(chunk[..n].to_vec()).is_ok()
-            {}
-        });
-    }
-    receive
-}
-
-fn finish(chunks: &mpsc::Receiver<Vec<u8>>, patience: Duration) -> Vec<u8> {
-    let end = Instant::now() + patience;
-    let mut all = Vec::new();
-    while let Ok(chunk) = chunks.recv_timeout(end.saturating_duration_since(Instant::now())) {
-        all.extend(chunk);
-    }
-    all
 }

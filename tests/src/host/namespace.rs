@@ -71,8 +71,8 @@ impl Host for NamespaceHost {
             Answer::Started(pid) => {
                 let mut process = Process::new(pid, Box::new(Connection(stream)));
                 process.stdin = mine.stdin.map(|pipe| Box::new(pipe) as _);
-                process.stdout = mine.stdout.map(|pipe| Box::new(pipe) as _);
-                process.stderr = mine.stderr.map(|pipe| Box::new(pipe) as _);
+                process.stdout = mine.stdout;
+                process.stderr = mine.stderr;
                 Ok(process)
             }
             Answer::Refused(errno) | Answer::Ended(errno) => Err(Error::Spawn {

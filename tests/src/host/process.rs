@@ -1,7 +1,7 @@
 //! A command that runs in a host.
 use std::{
     fmt,
-    io::{self, Read, Write},
+    io::{self, PipeReader, Write},
     process::ExitStatus,
     time::Duration,
 };
@@ -13,9 +13,9 @@ pub struct Process {
     /// Where to write what it reads, if it was asked for.
     pub stdin: Option<Box<dyn Write + Send>>,
     /// Its standard output, to be read.
-    pub stdout: Option<Box<dyn Read + Send>>,
+    pub stdout: Option<PipeReader>,
     /// Its standard error, to be read.
-    pub stderr: Option<Box<dyn Read + Send>>,
+    pub stderr: Option<PipeReader>,
     control: Box<dyn Control>,
     ended: Option<ExitStatus>,
 }

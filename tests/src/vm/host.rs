@@ -71,8 +71,8 @@ impl VmHost {
         };
         let mut process = Process::new(remote.pid, Box::new(remote));
         process.stdin = stdin.map(|stdin| Box::new(stdin) as _);
-        process.stdout = stdout.map(|pipe| Box::new(pipe) as _);
-        process.stderr = stderr.map(|pipe| Box::new(pipe) as _);
+        process.stdout = stdout;
+        process.stderr = stderr;
         Ok(process)
     }
 }

@@ -1,6 +1,6 @@
 //! Clients that run.
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, PipeReader},
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
@@ -133,7 +133,7 @@ impl One {
     }
 }
 
-fn read_lines(pipe: Option<Box<dyn Read + Send>>) -> mpsc::Receiver<String> {
+fn read_lines(pipe: Option<PipeReader>) -> mpsc::Receiver<String> {
     let (send, receive) = mpsc::channel();
     if let Some(pipe) = pipe {
         thread::spawn(move || {
@@ -148,7 +148,7 @@ fn read_lines(pipe: Option<Box<dyn Read + Send>>) -> mpsc::Receiver<String> {
 }
 
 /// Keeps what a client complains of, for the error that follows.
-fn keep(pipe: Option<Box<dyn Read + Send>>) -> Arc<Mutex<String>> {
+fn keep(pipe: Option<PipeReader>) -> Arc<Mutex<String>> {
     let kept = Arc::<Mutex<String>>::default();
     if let Some(pipe) = pipe {
         let kept = kept.clone();

@@ -1,6 +1,6 @@
 //! A killer in a host: it catches a process of netmig's, or CRIU, at one of CRIU's moments.
 use std::{
-    io::{BufRead as _, BufReader, Read},
+    io::{BufRead as _, BufReader, PipeReader},
     time::Duration,
 };
 
@@ -11,7 +11,7 @@ const CATCH: &str = include_str!("catch.py");
 /// One.
 pub struct Catcher {
     process: Process,
-    lines: BufReader<Box<dyn Read + Send>>,
+    lines: BufReader<PipeReader>,
 }
 
 impl Catcher {

@@ -1,6 +1,6 @@
 //! A move under way, and who is killed meanwhile.
 use std::{
-    io::{BufRead as _, BufReader, Read},
+    io::{BufRead as _, BufReader, PipeReader},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ pub const SETTLED: Duration = Duration::from_secs(90);
 /// A `migrate` under way.
 pub struct Going {
     process: Process,
-    lines: BufReader<Box<dyn Read + Send>>,
+    lines: BufReader<PipeReader>,
     pub said: String,
 }
 

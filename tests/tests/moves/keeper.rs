@@ -1,6 +1,6 @@
 //! The keeper: while the container is on its way somebody answers for it, so peers neither send again nor slow down nor give up.
 use std::{
-    io::{BufRead as _, BufReader, Read, Write as _},
+    io::{BufRead as _, BufReader, PipeReader, Write as _},
     thread,
     time::Duration,
 };
@@ -278,7 +278,7 @@ const IMPATIENT: &str = include_str!("impatient.py");
 
 pub struct Impatient {
     process: Process,
-    lines: BufReader<Box<dyn Read + Send>>,
+    lines: BufReader<PipeReader>,
 }
 
 impl Impatient {

@@ -4,7 +4,7 @@
 //! Each test boots emulated machines, so they only run when asked for: `cargo xtask test --only vm`.
 use std::{
     env,
-    io::{BufRead as _, BufReader, Read},
+    io::{BufRead as _, BufReader, PipeReader},
     path::Path,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -63,7 +63,7 @@ fn moves_inside(kernel: &str) {
 }
 
 /// Passes on what a guest's story says, as it says it, and collects it. Indented, for these lines are not this program's own.
-fn tell(output: Option<Box<dyn Read + Send>>) -> JoinHandle<String> {
+fn tell(output: Option<PipeReader>) -> JoinHandle<String> {
     let output = BufReader::new(output.expect("its output"));
     thread::spawn(move || {
         let mut said = String::new();

@@ -161,8 +161,16 @@ impl Stage {
                 .expect("addresses")
             };
             let netmask = if service.contains(':') { 128 } else { 24 };
-            assert_eq!(of(host).trim(), format!("br0 {service}/{netmask}"));
-            assert_eq!(of(other).trim(), "", "on {}", other.name());
+            let here = of(host);
+            let log = || self.story.logs();
+            assert_eq!(
+                here.trim(),
+                format!("br0 {service}/{netmask}"),
+                "on {}:\n{}",
+                host.name(),
+                log()
+            );
+            assert_eq!(of(other).trim(), "", "on {}:\n{}", other.name(), log());
         }
         let tracked = "(conntrack -L; conntrack -L -f ipv6) 2>/dev/null | grep -e 192.0.2.50 -e 2001:db8::50 -e 198.51.100.10 -e fd00:51::10 || true";
         let of = |host: &dyn Host| host.sh(tracked).expect("tracked");
@@ -282,7 +290,8 @@ fn a_container_behind_its_host_keeps_its_connections() {
         "ssh on this host has a connection at service address",
         "its peer knows it by 192.0.2.50, which stays here",
     ] {
-        assert!(said.contains(word), "no `{word}` in: {said}");
+        let log = story.logs();
+        assert!(said.contains(word), "no `{word}` in: {said}\n{log}");
     }
 
     stage.stays(story.a());

@@ -21,7 +21,7 @@ struct Waiting {
     story: Story,
     container: Container,
     client: Process,
-    lines: BufReader<Box<dyn std::io::Read + Send>>,
+    lines: BufReader<std::io::PipeReader>,
 }
 
 impl Waiting {

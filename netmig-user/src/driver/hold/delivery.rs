@@ -35,6 +35,8 @@ pub struct Delivery {
     looked: Option<Instant>,
     waiting: VecDeque<Waiting>,
     full_since: Option<Instant>,
+    /// No process of the container runs yet.
+    nobody: bool,
     stuck: HashSet<u16>,
     replayed: u64,
     dropped: Counts,
@@ -65,6 +67,7 @@ impl Delivery {
             looked: None,
             waiting: VecDeque::new(),
             full_since: None,
+            nobody: false,
             stuck: HashSet::new(),
             replayed: 0,
             dropped: Counts::default(),
@@ -84,6 +87,11 @@ impl Delivery {
             ends: parsed.datagram,
             own,
         });
+    }
+
+    /// Whether a buffer that stays full says nothing, for no process of the container runs.
+    pub fn nobody_reads(&mut self, nobody: bool) {
+        self.nobody = nobody;
     }
 
     /// Delivers the datagrams that have room now. False if some must wait: to be called again after a millisecond.
@@ -149,6 +157,10 @@ impl Delivery {
         if take(&mut self.seen, from, to, size) != Some(false) {
             self.full_since = None;
             return true;
+        }
+        if self.nobody {
+            self.full_since = None;
+            return false;
         }
         if self.full_since.get_or_insert_with(Instant::now).elapsed() < STUCK {
             return false;

@@ -12,25 +12,61 @@ pub use delivery::Delivery;
 pub use promised::{Promised, key, known};
 pub use store::Store;
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use netmig_common::{FlowKey, Side};
-use netmig_core::{id::MoveId, image::v1::net::Network};
+use netmig_core::{
+    id::{Epoch, MoveId},
+    image::v1::net::Network,
+};
 
 use crate::{
     gate::{
         self, Gate, Orientation, Point,
-        hold::{Injector, Packet, Reader},
+        hold::{Injector, Order, Packet, Reader},
     },
     net::Link,
     sock::{self, Look},
 };
 
-/// An opening that is not over by then ends: the gate passes whatever is still held.
+/// An opening that nobody has renewed for so long ends: the gate passes whatever is still held.
 pub const OPENING: Duration = Duration::from_secs(3);
+/// Between two renewals ([`Renewed`]).
+const RENEWING: Duration = Duration::from_millis(300);
 
 /// Longest wait for a packet before a reader looks whether it is still wanted.
 pub const LOOK: Duration = Duration::from_millis(50);
+
+/// An opening in which somebody delivers: on a host that has much to do a container may take longer to run than [`OPENING`], and what came next would
+/// overtake what is held for it.
+pub struct Renewed {
+    epoch: Epoch,
+    last: Instant,
+}
+
+impl Renewed {
+    /// Of a gate that has just been set to open.
+    pub fn begin(epoch: Epoch) -> Self {
+        Self {
+            epoch,
+            last: Instant::now(),
+        }
+    }
+
+    /// To be called often while packets are delivered.
+    pub fn go_on(&mut self, order: &Order) {
+        if self.last.elapsed() < RENEWING {
+            return;
+        }
+        self.last = Instant::now();
+        if let Err(e) = order.go_on(self.epoch, OPENING) {
+            tracing::warn!("the gate is not kept opening, and what is held may be overtaken: {e}");
+        }
+    }
+}
 
 /// Where packets of one link are held.
 pub struct Tap {

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail};
 use netmig_common::Mode;
 use netmig_core::{
     frame::{Frame, HoldBegin, HoldMark, HoldPoint},
-    id::MoveId,
+    id::{Epoch, MoveId},
     proto::Hello,
     report::Packets,
 };
@@ -29,9 +29,9 @@ use tracing::warn;
 
 use self::{
     keeping::Keeping,
-    kept::{Ended, Kept, Next, told},
+    kept::{Ended, Kept, Next},
 };
-use super::super::hold::{self, Delivery, LOOK, OPENING, Tap};
+use super::super::hold::{self, Delivery, LOOK, OPENING, Renewed, Tap};
 use crate::{
     gate::{
         Gate, Point,
@@ -82,10 +82,18 @@ struct Shared {
 pub(super) struct Returning {
     thread: thread::JoinHandle<()>,
     hold: Arc<Hold>,
-    /// The gate may pass once all is in.
-    last: Arc<AtomicBool>,
+    until: Arc<Until>,
     /// What went otherwise than it should already.
     left: Vec<String>,
+}
+
+/// What a delivery at the source hears of.
+#[derive(Default)]
+struct Until {
+    /// The container runs.
+    runs: AtomicBool,
+    /// Nothing is redirected any more.
+    last: AtomicBool,
 }
 
 impl Hold {
@@ -276,14 +284,7 @@ impl Hold {
             kept = self.shared.wait(kept, LOOK);
         }
         let mut left = kept.told();
-        let held = kept.queue.len() as u64;
-        match kept.account {
-            None if held > 0 => left.push(format!(
-                "the target has not said how many of {held} held packets it has delivered"
-            )),
-            Some(account) => left.extend(told(&account, held)),
-            None => {}
-        }
+        left.extend(kept.accounted());
         drop(kept);
         self.stop(gate);
         left
@@ -299,8 +300,14 @@ impl Hold {
         self.shared.news.notify_one();
     }
 
-    /// Delivers to the container here what was held, behind the gate that has just been set to open.
-    pub(super) fn return_here(self: Arc<Self>, netns: &Path, pids: Vec<i32>) -> Result<Returning> {
+    /// Delivers to the container here what was held, behind the gate that has just been set to open: it stays at that for as long as the container
+    /// takes to run ([`Returning::finish`]).
+    pub(super) fn return_here(
+        self: Arc<Self>,
+        netns: &Path,
+        pids: Vec<i32>,
+        epoch: Epoch,
+    ) -> Result<Returning> {
         let keeping = {
             let mut kept = self.shared.kept();
             kept.local = true;
@@ -316,13 +323,13 @@ impl Hold {
             drop(self.give_all(&mut delivery));
             left.extend(promised.keep(&mut delivery));
         }
-        let last = Arc::new(AtomicBool::new(false));
-        let (hold, ends) = (self.clone(), last.clone());
-        let thread = thread::spawn(move || hold.deliver(&mut delivery, &ends));
+        let until = Arc::new(Until::default());
+        let (hold, ends) = (self.clone(), until.clone());
+        let thread = thread::spawn(move || hold.deliver(&mut delivery, epoch, &ends));
         Ok(Returning {
             thread,
             hold: self,
-            last,
+            until,
             left,
         })
     }
@@ -337,15 +344,18 @@ impl Hold {
         kept
     }
 
-    fn deliver(&self, delivery: &mut Delivery, ends: &AtomicBool) {
+    fn deliver(&self, delivery: &mut Delivery, epoch: Epoch, until: &Until) {
+        let mut renewed = Renewed::begin(epoch);
         loop {
+            renewed.go_on(&self.shared.order);
+            delivery.nobody_reads(!until.runs.load(Ordering::SeqCst));
             drop(self.give_all(delivery));
             delivery.go_on();
             let mut kept = self.shared.kept();
             kept.local_replayed = delivery.replayed();
             kept.local_dropped = delivery.dropped();
             if kept.queue.is_empty() {
-                if delivery.is_idle() && ends.load(Ordering::SeqCst) {
+                if delivery.is_idle() && until.last.load(Ordering::SeqCst) {
                     return;
                 }
                 drop(self.shared.wait(kept, GLANCE));
@@ -428,7 +438,8 @@ impl Shared {
 
 impl Returning {
     /// To be called once the container runs: waits until all is in, lets the gate pass, and ends the hold. What went otherwise, in words.
-    pub(super) fn finish(self, gate: &Gate, epoch: netmig_core::id::Epoch) -> Vec<String> {
+    pub(super) fn finish(self, gate: &Gate, epoch: Epoch) -> Vec<String> {
+        self.until.runs.store(true, Ordering::SeqCst);
         let mut left = self.left;
         let order = &self.hold.shared.order;
         let settled = |limit| {
@@ -446,7 +457,7 @@ impl Returning {
         }
         // What a program was just redirecting.
         settled(READING);
-        self.last.store(true, Ordering::SeqCst);
+        self.until.last.store(true, Ordering::SeqCst);
         self.hold.shared.changed.notify_all();
         if self.thread.join().is_err() {
             left.push("the thread that delivers held packets panicked".to_owned());

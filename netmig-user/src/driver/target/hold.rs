@@ -25,7 +25,7 @@ use self::inbox::Inbox;
 use super::{
     super::{
         clock::unix_us,
-        hold::{self, Delivery, LOOK, OPENING, Promised, Store, Tap},
+        hold::{self, Delivery, LOOK, OPENING, Promised, Renewed, Store, Tap},
     },
     steps::Steps,
 };
@@ -159,6 +159,7 @@ impl Hold {
     fn deliver(
         self: &Arc<Self>,
         order: Order,
+        epoch: Epoch,
         netns: &Path,
         mut promised: Option<Promised>,
     ) -> Result<()> {
@@ -172,7 +173,7 @@ impl Hold {
             thread::spawn(move || hold.read(tap));
         }
         let hold = self.clone();
-        thread::spawn(move || hold.run(delivery, &order, promised));
+        thread::spawn(move || hold.run(delivery, &order, epoch, promised));
         Ok(())
     }
 
@@ -192,12 +193,22 @@ impl Hold {
         }
     }
 
-    fn run(&self, mut delivery: Delivery, order: &Order, mut promised: Option<Promised>) {
+    fn run(
+        &self,
+        mut delivery: Delivery,
+        order: &Order,
+        epoch: Epoch,
+        mut promised: Option<Promised>,
+    ) {
         let opened = Instant::now();
+        let mut renewed = Renewed::begin(epoch);
         let mut inbox = self.inbox();
         let barrier = Duration::from_micros(inbox.begun.map_or(0, |begun| begun.barrier_us));
         let mut lifted = false;
         loop {
+            if !lifted {
+                renewed.go_on(order);
+            }
             let mut batch: Vec<_> = std::iter::from_fn(|| inbox.shipped.pop()).collect();
             let shipped = batch.len();
             if !inbox.announced && opened.elapsed() >= barrier {
@@ -386,7 +397,7 @@ impl Steps {
         warnings: &mut Vec<String>,
     ) {
         let Some(hold) = hold else { return };
-        if let Err(e) = hold.deliver(gate.order(), netns, promised) {
+        if let Err(e) = hold.deliver(gate.order(), self.epoch, netns, promised) {
             warnings.push(format!("held packets are dropped: {e:#}"));
             if let Err(e) = gate.set_mode(Mode::Pass, self.epoch, None) {
                 warnings.push(format!("opening the gate: {e}"));

@@ -74,12 +74,14 @@ impl Packet {
     }
 
     /// Bytes that it takes of a socket's receive buffer, at most about: what the kernel allocates (`struct sk_buff`, headroom,
-    /// `skb_shared_info`, rounded up to a power of two), for each segment of a super-packet.
+    /// `skb_shared_info`, rounded up to a power of two; small ones come from a cache of their own), for each segment of a super-packet.
     #[must_use]
     pub fn truesize(&self) -> u64 {
         const OVERHEAD: usize = 448;
         const SK_BUFF: usize = 256;
-        let one = |bytes: usize| (bytes + OVERHEAD).next_power_of_two() + SK_BUFF;
+        // SKB_SMALL_HEAD_CACHE_SIZE (net/core/skbuff.c, Linux 6.3): up to 704 by configuration; 576 was seen.
+        const SMALL_HEAD: usize = 704;
+        let one = |bytes: usize| (bytes + OVERHEAD).next_power_of_two().max(SMALL_HEAD) + SK_BUFF;
         let whole = self.frame().len();
         let segment = usize::from(u16::from_le_bytes([self.0[4], self.0[5]]));
         // VIRTIO_NET_HDR_GSO_NONE is 0.

@@ -1,7 +1,11 @@
 //! The order at an opening, in a handle that outlives the borrow of its gate.
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use netmig_common::{DONE, Mode, OWNED, REDIRECTED};
+use netmig_core::id::Epoch;
 
 use crate::gate::{Error, shared::Shared, word::Word};
 
@@ -62,5 +66,13 @@ impl Order {
     /// If the mode word holds what no version wrote.
     pub fn opening(&self) -> Result<bool, Error> {
         self.word.read().map(|word| word.mode == Mode::Opening)
+    }
+
+    /// Somebody is still delivering: a gate in mode `opening` stays in it, at most for `limit` from now on. Nothing in any other mode.
+    ///
+    /// # Errors
+    /// [`Error::Stale`]; [`Error::Word`].
+    pub fn go_on(&self, epoch: Epoch, limit: Duration) -> Result<(), Error> {
+        self.word.go_on_opening(epoch, limit)
     }
 }

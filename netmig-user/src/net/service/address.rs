@@ -1,5 +1,9 @@
 //! Service addresses on a host's own devices, and the container's neighbour entries there.
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use netmig_core::{
     image::v1::net::{Address, Network},
@@ -12,13 +16,53 @@ use super::super::{
     link::{self, Seen},
     neigh,
     netlink::{self, Netlink},
-    open,
+    open, route,
     uapi::{IFA_F_NODAD, NUD_PERMANENT, NUD_STALE},
 };
 
+/// How long the kernel may take to lead to an address that it has.
+const LEADING: Duration = Duration::from_millis(500);
+/// Between two looks at that.
+const GLANCE: Duration = Duration::from_micros(500);
+
 /// Puts each address onto its device of the calling thread's namespace, as the source's device had it. One that is there stays. What failed, in
 /// words: the others are put on.
+///
+/// By then what comes for the addresses is this host's own. An IPv6 address is on its device at once, but packets for it are led here only once a
+/// workqueue of the kernel has run (addrconf_dad_work()). Until then this host asks for its neighbours from the address and forwards their answers:
+/// it asks again after a second, and of what waits for that the queue takes some 200 KB (unres_qlen_bytes).
 pub fn put(services: &[Service]) -> Vec<String> {
+    let mut left = put_on(services);
+    left.extend(lead_here(services));
+    left
+}
+
+fn lead_here(services: &[Service]) -> Vec<String> {
+    let until = Instant::now() + LEADING;
+    let led = |nl: &mut Netlink, address| loop {
+        match route::is_local(nl, address) {
+            Ok(true) => return None,
+            Ok(false) if Instant::now() < until => thread::sleep(GLANCE),
+            Ok(false) => {
+                return Some(format!(
+                    "service address {address} is on this host, but what comes for it is not led here yet, {LEADING:?} later: peers may have to ask for it again"
+                ));
+            }
+            Err(e) => return Some(format!("looking where {address} leads: {e}")),
+        }
+    };
+    let addresses = services.iter().map(|service| service.address.local.address);
+    let v6: Vec<_> = addresses.filter(IpAddr::is_ipv6).collect();
+    if v6.is_empty() {
+        return Vec::new();
+    }
+    match open() {
+        Ok(mut nl) => v6.into_iter().filter_map(|a| led(&mut nl, a)).collect(),
+        Err(e) => vec![e.to_string()],
+    }
+}
+
+fn put_on(services: &[Service]) -> Vec<String> {
     each(
         services,
         |service| &service.device,

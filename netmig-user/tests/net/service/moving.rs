@@ -1,11 +1,11 @@
 //! How a service address goes from host to host, and what is behind it.
 use std::{
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     time::Duration,
 };
 
-use netmig_core::{proto::Attach, service::Behind};
+use netmig_core::{image::v1::net::Prefix, proto::Attach, service::Behind};
 use netmig_user::net::{
     self,
     conntrack::{self, Present},
@@ -83,6 +83,38 @@ fn the_address_and_its_connections_go_to_the_other_host() {
             !nothing.iter().any(|c| c.original == tracked[0].original),
             "{nothing:#?}"
         );
+    });
+}
+
+/// An IPv6 address is on its device before the kernel takes what comes for it.
+#[test]
+fn what_comes_for_an_address_that_was_just_put_on_is_taken() {
+    world(|| {
+        behind_a();
+        let mut service = behind().services.remove(0);
+        service.address.local = Prefix {
+            address: "2001:db8::50".parse().unwrap(),
+            len: 128,
+        };
+        (service.address.broadcast, service.address.label) = (None, None);
+        let services = [service];
+        for _ in 0..20 {
+            let (failed, came) = on("b", || {
+                let failed = address::put(&services);
+                let own = UdpSocket::bind("[2001:db8::50]:7777").unwrap();
+                own.set_read_timeout(Some(Duration::from_millis(200)))
+                    .unwrap();
+                let sent = own.send_to(b"x", "[2001:db8::50]:7777");
+                (failed, sent.and_then(|_| own.recv(&mut [0])))
+            });
+            assert_eq!(failed, [] as [&str; 0]);
+            assert!(came.is_ok(), "{came:?}");
+            let taken = services.clone().map(|mut service| {
+                service.address.link.clone_from(&service.device);
+                service
+            });
+            assert_eq!(on("b", || address::take(&taken)), [] as [&str; 0]);
+        }
     });
 }
 

@@ -1,4 +1,5 @@
 //! What the source has held, and what of it goes out next.
+use netmig_common::Protocol;
 use netmig_core::frame::{Frame, HELD_LIMIT, Held, HeldPacket, HoldDone, HoldMark, HoldPoint};
 
 use super::keeping::Keeping;
@@ -159,6 +160,29 @@ impl Kept {
         Next::Wait
     }
 
+    /// What became of what was shipped, as the target says, where it is not all well; and of what came later. In words.
+    pub(super) fn accounted(&self) -> Vec<String> {
+        let shipped = self.shipped as u64;
+        let mut left = match self.account {
+            None if shipped > 0 => vec![format!(
+                "the target has not said how many of {shipped} held packets it has delivered"
+            )],
+            Some(account) => told(&account, shipped),
+            None => Vec::new(),
+        };
+        let later = (self.shipped..self.queue.len()).filter_map(|place| self.queue.get(place));
+        let mut late = Counts::default();
+        for parsed in later.map(|(_, packet)| packet).filter_map(for_it) {
+            late.add(parsed);
+        }
+        if late.total() > 0 {
+            left.push(format!(
+                "{late} packets came to this host when it forwarded nothing any more: TCP and those who ask again send them once more, to the target"
+            ));
+        }
+        left
+    }
+
     /// What did not fit, in words.
     pub(super) fn told(&self) -> Vec<String> {
         let dropped = self.queue.dropped();
@@ -169,8 +193,16 @@ impl Kept {
     }
 }
 
+/// The protocol of a packet that was for the container itself; none of what keeps the link going, where it does not live any more.
+fn for_it(packet: &Packet) -> Option<Protocol> {
+    match packet.parse().protocol {
+        Protocol::Neighbour | Protocol::OtherLink => None,
+        protocol => Some(protocol),
+    }
+}
+
 /// What the target's account means, where it is not all well.
-pub(super) fn told(account: &HoldDone, sent: u64) -> Vec<String> {
+fn told(account: &HoldDone, sent: u64) -> Vec<String> {
     let mut told = Vec::new();
     if account.received < sent {
         told.push(format!(
@@ -266,6 +298,39 @@ mod tests {
         let mut kept = kept(2, 100);
         kept.local = true;
         assert!(matches!(kept.next(), Next::Over));
+    }
+
+    #[test]
+    fn what_came_when_nothing_was_forwarded_any_more_is_said() {
+        const ARP: [u8; 2] = [8, 6];
+        let mut kept = kept(3, 100);
+        kept.ended = Ended::ToSay;
+        assert_eq!(sent(&mut kept).len(), 2);
+        let account = HoldDone {
+            received: 3,
+            replayed: 3,
+            ..HoldDone::default()
+        };
+        kept.account = Some(account);
+        let mut comes = |frame: &[u8]| {
+            // struct virtio_net_hdr is before it.
+            let packet = Packet::from_bytes([&[0; 10], frame].concat()).expect("a packet");
+            assert!(kept.queue.push(3, packet));
+            kept.accounted()
+        };
+        let question = [&[0; 12][..], &ARP, &[0; 28]].concat();
+        assert_eq!(comes(&question), [] as [&str; 0]);
+        let mut datagram = Vec::new();
+        etherparse::PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([192, 0, 2, 1], [192, 0, 2, 10], 64)
+            .udp(7, 9)
+            .write(&mut datagram, b"x")
+            .expect("a packet");
+        let said = comes(&datagram).join("; ");
+        assert!(
+            said.starts_with("0 TCP, 1 UDP, 0 ICMP, 0 other packets came"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -128,7 +128,7 @@ impl Steps {
         }
         before();
         // Without them only buffers are not widened.
-        let mut returning = hold.return_here(&netns, pids.unwrap_or_default())?;
+        let mut returning = hold.return_here(&netns, pids.unwrap_or_default(), self.life.epoch)?;
         returning.left.extend(self.remove_owned());
         Ok(Some(returning))
     }

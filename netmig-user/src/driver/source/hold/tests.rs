@@ -1,7 +1,7 @@
 //! The hold and its keeper over real connections: blackouts after which the container stays, or lives at the target.
 use std::{
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     process::{Child, Command},
@@ -166,7 +166,7 @@ impl Blackout {
         let returning = self
             .hold
             .clone()
-            .return_here(&self.netns, self.tasks.pids());
+            .return_here(&self.netns, self.tasks.pids(), FIRST);
         let left = returning.expect("delivered").finish(&self.gate, FIRST);
         assert!(left.is_empty(), "{left:?}");
     }
@@ -390,6 +390,56 @@ fn who_was_told_that_there_is_no_room_is_told_of_it_by_the_next_agent() {
         container.read_exact(&mut [0]).expect("read");
         // Else it would have to probe for it.
         assert!(begun.elapsed() < Duration::from_millis(150));
+    });
+}
+
+/// What was held comes first, however long the container takes to run: more than its buffer takes, and then more while nobody reads it.
+#[test]
+fn datagrams_stay_in_order_when_the_container_takes_long_to_run() {
+    const HELD: u32 = 400;
+    const ALL: u32 = 600;
+    const FROZEN: Duration = Duration::from_secs(5);
+    lab(|lab| {
+        let stage = Blackout::ahead(lab);
+        let inside = within(&stage.netns, || UdpSocket::bind("192.0.2.10:9000")).expect("bound");
+        let peer = within(Path::new("/run/netns/peer"), || {
+            UdpSocket::bind("192.0.2.11:9000")
+        })
+        .expect("bound");
+        setsockopt(&inside, sockopt::RcvBuf, &(32 << 10)).expect("a small buffer");
+        peer.connect("192.0.2.10:9000").expect("connected");
+        let send = |numbers: std::ops::Range<u32>| {
+            for number in numbers {
+                peer.send(&number.to_be_bytes()).expect("sent");
+                thread::sleep(Duration::from_micros(200));
+            }
+        };
+        stage
+            .gate
+            .set_mode(Mode::Closed, FIRST, None)
+            .expect("closed");
+        send(0..HELD);
+        stage.gate.open_in_order(FIRST, OPENING).expect("opening");
+        let returning = stage
+            .hold
+            .clone()
+            .return_here(&stage.netns, stage.tasks.pids(), FIRST)
+            .expect("delivered");
+        thread::sleep(FROZEN);
+        assert!(FROZEN > OPENING);
+        send(HELD..ALL);
+        let reading = thread::spawn(move || {
+            inside
+                .set_read_timeout(Some(Duration::from_secs(3)))
+                .expect("set");
+            let mut number = [0; 4];
+            let mut next = |_| inside.recv(&mut number).map(|_| u32::from_be_bytes(number));
+            (0..ALL).map_while(|n| next(n).ok()).collect::<Vec<_>>()
+        });
+        let left = returning.finish(&stage.gate, FIRST);
+        assert!(left.is_empty(), "{left:?}");
+        let came = reading.join().expect("read");
+        assert_eq!(came, (0..ALL).collect::<Vec<_>>());
     });
 }
 
