@@ -62,6 +62,19 @@ pub struct Gate {
     records: Vec<Record>,
 }
 
+/// A gate's lease, in a handle that outlives the borrow of its gate.
+pub struct Lease(Arc<Word>);
+
+impl Lease {
+    /// Begins it anew. Nothing to do in `Pass` and `Granted`.
+    ///
+    /// # Errors
+    /// [`Error::Expired`], [`Error::Stale`].
+    pub fn renew(&self, epoch: Epoch, lease: Duration) -> Result<(), Error> {
+        self.0.renew(epoch, lease)
+    }
+}
+
 impl Gate {
     /// Loads the programs, pins everything in the directory `pins` (made here, on a bpffs), sets the mode and only then attaches to all
     /// `points`. On an error nothing is left.
@@ -193,12 +206,10 @@ impl Gate {
         }
     }
 
-    /// Begins the lease anew. Nothing to do in `Pass` and `Granted`.
-    ///
-    /// # Errors
-    /// [`Error::Expired`], [`Error::Stale`].
-    pub fn renew(&self, epoch: Epoch, lease: Duration) -> Result<(), Error> {
-        self.word.renew(epoch, lease)
+    /// The lease, for the thread that renews it: whatever else is done with the gate, that must not wait.
+    #[must_use]
+    pub fn lease(&self) -> Lease {
+        Lease(self.word.clone())
     }
 
     /// Compare-and-set `Closed` -> `Granted`. Once it succeeded, the source lets nothing pass again without [`Gate::reclaim`]. Done

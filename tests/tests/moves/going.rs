@@ -1,6 +1,6 @@
 //! A move under way, and who is killed meanwhile.
 use std::{
-    io::{BufRead as _, BufReader, PipeReader},
+    io::{BufRead as _, BufReader, PipeReader, Read as _},
     time::Duration,
 };
 

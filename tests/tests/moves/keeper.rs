@@ -1,6 +1,6 @@
 //! The keeper: while the container is on its way somebody answers for it, so peers neither send again nor slow down nor give up.
 use std::{
-    io::{BufRead as _, BufReader, PipeReader, Write as _},
+    io::{BufRead as _, BufReader, PipeReader, Read as _, Write as _},
     thread,
     time::Duration,
 };

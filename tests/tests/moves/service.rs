@@ -219,10 +219,12 @@ fn moving() -> impl Iterator<Item = &'static str> {
     SERVICES.into_iter().filter(|service| *service != SHARED)
 }
 
+/// In order is asked for, however busy the machine is.
 fn by<'a>(services: &[&'a str]) -> Vec<&'a str> {
     services
         .iter()
         .flat_map(|service| ["--service-address", *service])
+        .chain(["--barrier-limit", "2000"])
         .collect()
 }
 

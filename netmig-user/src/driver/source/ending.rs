@@ -320,52 +320,13 @@ pub(super) fn dropped(counters: &netmig_common::Counters) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, thread, time::Duration};
+    use std::{thread, time::Duration};
 
-    use netmig_core::{
-        container::Manager,
-        id::{Epoch, Life, MoveId},
-    };
-
-    use super::*;
-    use crate::{
-        agent::local::{Drain, MoveSpec},
-        driver::feed::Feed,
-    };
-
-    fn spec() -> MoveSpec {
-        MoveSpec {
-            manager: Manager::Podman,
-            name: "web".to_owned(),
-            to: "ssh://b".to_owned(),
-            remote_command: Vec::new(),
-            mounts: Vec::new(),
-            services: Vec::new(),
-            allow: Vec::new(),
-            map_links: Vec::new(),
-            drain: Drain::Auto,
-            drain_limit_ms: 0,
-            cold: false,
-            max_blackout_ms: None,
-            lease_ms: 1000,
-            hold_limit: 0,
-            barrier_limit_ms: 0,
-            remove_source: false,
-            dry_run: false,
-            env: Vec::new(),
-            credentials: "/nowhere".into(),
-        }
-    }
+    use super::{super::alone, *};
 
     #[tokio::test]
     async fn an_undo_waits_for_a_copy_that_begins_only_now() {
-        let life = Life {
-            epoch: Epoch(1),
-            nonce: 1,
-        };
-        let to = "ssh://b".parse().expect("a destination");
-        let steps = Steps::new(MoveId([0xee; 16]), spec(), to, life, Feed::default());
-        let steps = Arc::new(steps);
+        let steps = alone::steps();
         let copying = thread::spawn({
             let steps = steps.clone();
             move || {

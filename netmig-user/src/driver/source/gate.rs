@@ -153,28 +153,30 @@ impl Steps {
         Ok(Done::Closed)
     }
 
-    /// Renews the lease from now on, until a grant or the end: as long as this agent lives.
+    /// Renews the lease from now on, until a grant or the end: as long as this agent lives. Whoever has the state may be at something that takes longer
+    /// than the lease, so that is asked for once.
     pub(super) fn keep_the_lease(self: &Arc<Self>) {
         let stop = Arc::new(AtomicBool::new(false));
-        match &mut self.state().renewing {
-            Some(_) => return,
-            renewing => *renewing = Some(stop.clone()),
-        }
-        let steps = self.clone();
+        let gate_lease = {
+            let mut state = self.state();
+            let (Some(gate), None) = (&state.gate, &state.renewing) else {
+                return;
+            };
+            let lease = gate.lease();
+            state.renewing = Some(stop.clone());
+            lease
+        };
+        let (mv, epoch, lease) = (self.id, self.life.epoch, self.lease());
         thread::spawn(move || {
-            let pause = steps.lease() / 4;
-            while !stop.load(Ordering::SeqCst) {
-                thread::sleep(pause.min(Duration::from_millis(500)));
-                let state = steps.state();
-                let renewed = match &state.gate {
-                    // A grant stops the renewal under the same lock.
-                    Some(gate) if !stop.load(Ordering::SeqCst) => {
-                        gate.renew(steps.life.epoch, steps.lease())
-                    }
-                    _ => return,
-                };
-                if let Err(e) = renewed {
-                    return warn!(mv = %steps.id, "the gate's lease is not renewed: {e}");
+            let pause = (lease / 4).min(Duration::from_millis(500));
+            loop {
+                thread::sleep(pause);
+                if stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                // Between the two the container may have been granted, or taken back and its gate opened: then there is nothing to renew.
+                if let Err(e) = gate_lease.renew(epoch, lease) {
+                    return warn!(%mv, "the gate's lease is not renewed: {e}");
                 }
             }
         });
@@ -200,5 +202,44 @@ impl Steps {
             hold.granted();
         }
         Ok(Done::Granted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::slice;
+
+    use netmig_common::Side;
+
+    use super::{super::alone, *};
+    use crate::gate::tests::lab::{FIRST, host_side, lab};
+
+    /// Steps hold it while they ask the kernel for something, which may take its time.
+    #[test]
+    fn the_lease_is_renewed_whoever_has_the_state() {
+        lab(|lab| {
+            lab.bridge(&["moving"]);
+            let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+            let _entered = runtime.enter();
+            let steps = alone::steps();
+            let (point, pins) = (host_side("h-moving"), lab.pins("gate"));
+            let points = slice::from_ref(&point);
+            let gate = Gate::attach(steps.id, Side::Source, Mode::Closed, FIRST, points, &pins);
+            let gate = gate.expect("a gate");
+            let closed = gate.set_mode(Mode::Closed, FIRST, Some(steps.lease()));
+            closed.expect("closed");
+            steps.state().gate = Some(gate);
+            steps.keep_the_lease();
+            let state = steps.state();
+            thread::sleep(3 * steps.lease());
+            let gate = state.gate.as_ref().expect("it is there");
+            assert_eq!(gate.mode().expect("a word").mode, Mode::Closed);
+            drop(state);
+            steps.stop_streams();
+            thread::sleep(2 * steps.lease());
+            let state = steps.state();
+            let gate = state.gate.as_ref().expect("it is there");
+            assert_eq!(gate.mode().expect("a word").mode, Mode::Expired);
+        });
     }
 }

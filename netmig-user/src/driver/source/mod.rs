@@ -1,6 +1,8 @@
 //! The source's driver: performs the source machine's actions.
 //!
 //! One task a move. It never waits for a step: a step runs on a blocking thread (or a task) and its end comes back as an [`Input`].
+#[cfg(test)]
+mod alone;
 mod ending;
 mod engine;
 mod files;

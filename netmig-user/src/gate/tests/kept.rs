@@ -236,7 +236,7 @@ fn while_somebody_renews_the_lease_the_programs_answer_probes_alone() {
         }
         // As if it had been renewed a little more than a second ago.
         let left = Duration::from_millis(8900);
-        kept.gate.renew(FIRST, left).expect("renewed");
+        kept.gate.lease().renew(FIRST, left).expect("renewed");
         assert_eq!(kept.verdicts(&sent(0), b"x"), answered);
         let mut reset = sent(0);
         reset.rst = true;

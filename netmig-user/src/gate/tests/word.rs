@@ -45,7 +45,10 @@ fn a_gate_whose_lease_ran_out_opens_by_itself_and_cannot_be_granted() {
             "latched once, by the program: {counters:?}"
         );
         assert!(matches!(gate.grant(FIRST), Err(Error::Expired)));
-        assert!(matches!(gate.renew(FIRST, LEASE), Err(Error::Expired)));
+        assert!(matches!(
+            gate.lease().renew(FIRST, LEASE),
+            Err(Error::Expired)
+        ));
         assert!(matches!(
             gate.set_mode(Mode::Closed, FIRST, Some(LEASE)),
             Err(Error::Expired)
@@ -81,7 +84,7 @@ fn a_lease_that_is_renewed_holds() {
         let begin = Instant::now();
         while begin.elapsed() < 3 * LEASE {
             sleep(LEASE / 6);
-            gate.renew(FIRST, LEASE).unwrap();
+            gate.lease().renew(FIRST, LEASE).unwrap();
         }
         assert_eq!(gate.mode().unwrap().mode, Mode::Closed);
         gate.grant(FIRST).unwrap();
@@ -99,7 +102,7 @@ fn once_granted_nothing_but_the_targets_word_opens() {
         gate.set_mode(Mode::Closed, FIRST, Some(LEASE)).unwrap();
         gate.grant(FIRST).unwrap();
         gate.grant(FIRST).unwrap();
-        gate.renew(FIRST, LEASE).unwrap();
+        gate.lease().renew(FIRST, LEASE).unwrap();
         for mode in [Mode::Pass, Mode::Drain, Mode::Closed] {
             assert!(matches!(
                 gate.set_mode(mode, FIRST, None),
@@ -125,7 +128,7 @@ fn an_agent_of_an_earlier_life_changes_nothing() {
         gate.set_mode(Mode::Closed, Epoch(3), None).unwrap();
         for stale in [
             gate.set_mode(Mode::Pass, Epoch(2), None),
-            gate.renew(Epoch(2), LEASE),
+            gate.lease().renew(Epoch(2), LEASE),
             gate.grant(Epoch(2)),
             gate.reclaim(Epoch(2)),
         ] {
@@ -164,7 +167,10 @@ fn a_target_has_neither_lease_nor_grant_and_stays_closed() {
             gate.set_mode(Mode::Closed, FIRST, Some(LEASE)),
             Err(Error::AtTarget)
         ));
-        assert!(matches!(gate.renew(FIRST, LEASE), Err(Error::AtTarget)));
+        assert!(matches!(
+            gate.lease().renew(FIRST, LEASE),
+            Err(Error::AtTarget)
+        ));
         assert!(matches!(gate.grant(FIRST), Err(Error::AtTarget)));
         assert!(!reaches(None, "192.0.2.10"));
         gate.set_mode(Mode::Pass, FIRST, None).unwrap();
